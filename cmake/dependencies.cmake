@@ -1,0 +1,52 @@
+# Everything that comes from outside, one block each. The library itself needs a C compiler with
+# OpenMP and nothing else; whatever a part needs beyond that is optional, and its block sets
+# STQUANT_WITH_<NAME>, which src/CMakeLists.txt reads.
+
+find_package(OpenMP COMPONENTS C)
+if(NOT OpenMP_C_FOUND)
+  message(FATAL_ERROR "No OpenMP for ${CMAKE_C_COMPILER}: with clang, install libomp-dev; "
+                      "gcc brings its own.")
+endif()
+
+# --- CUDA: src/cuda, code for compute capability 8.0 and 9.0, and PTX for later ones ---
+set(STQUANT_WITH_CUDA OFF)
+file(GLOB stquant_cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cuda/*.cu)
+if(STQUANT_CUDA STREQUAL "ON" OR (STQUANT_CUDA STREQUAL "AUTO" AND stquant_cuda_sources))
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES "80-real;90")
+    endif()
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    set(STQUANT_WITH_CUDA ON)
+  elseif(STQUANT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "STQUANT_CUDA is ON, but there is no CUDA compiler: put nvcc on the PATH, "
+                        "set CUDACXX, or configure with -DSTQUANT_CUDA=OFF.")
+  endif()
+endif()
+
+# --- the command: oneDNN (matrix products), jansson (JSON), zlib (compressed data files) ---
+if(STQUANT_APPS)
+  find_package(PkgConfig)
+  find_package(ZLIB)
+  find_package(dnnl CONFIG)
+  if(PkgConfig_FOUND)
+    pkg_check_modules(JANSSON IMPORTED_TARGET jansson)
+  endif()
+  if(NOT (ZLIB_FOUND AND dnnl_FOUND AND JANSSON_FOUND))
+    message(FATAL_ERROR "The command needs oneDNN, jansson, zlib and pkg-config: run "
+                        "scripts/install-deps, or configure with -DSTQUANT_APPS=OFF for the library alone.")
+  endif()
+endif()
+
+# --- the tests: cmocka ---
+if(STQUANT_TESTS)
+  find_path(CMOCKA_INCLUDE_DIR cmocka.h)
+  find_library(CMOCKA_LIBRARY cmocka)
+  if(NOT CMOCKA_INCLUDE_DIR OR NOT CMOCKA_LIBRARY)
+    message(FATAL_ERROR "The tests need cmocka: run scripts/install-deps, or configure with "
+                        "-DSTQUANT_TESTS=OFF.")
+  endif()
+endif()
