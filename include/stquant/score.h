@@ -1,0 +1,50 @@
+/*
+ * stquant/score.h - the Score engine: what the gradients of one tensor say about the precision its states deserve.
+ *
+ * Every sum is the same bits for every thread count, rank count and backend (docs/reproducible-sums.md): sums of squares
+ * and fourth powers run in a fixed order inside segments of 65,536 elements counted from the tensor's start and then over
+ * the segments; the matrix-vector products of the power iteration are exact sums of integers, so that order is free.
+ */
+#ifndef STQUANT_SCORE_H
+#define STQUANT_SCORE_H
+
+#include <stquant/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/**
+ * Factors of one global gradient G (rows x cols), after unscaling and before clipping. A zero gradient has n = 0, r = 1 and
+ * 0 for the rest.
+ */
+typedef struct stq_factors {
+    double n;          /**< magnitude: root mean square of G; the unit of G */
+    double r;          /**< structural complexity: |G|_F^2 / |G|_2^2 / min(rows, cols), |G|_2 from two power iterations;
+                            dimensionless, in (0, 1] up to rounding; 1 for 1-D tensors (Rudelson & Vershynin 2007) */
+    double sharpness;  /**< max |g| / n; at least 1 */
+    double kurtosis;   /**< mean g^4 / (mean g^2)^2; 3 for a Gaussian */
+    double row_spread; /**< standard deviation of the rows' root mean squares over their mean; 0 for one row */
+    double near_zero;  /**< fraction of elements with |g| < 2^-10 max |g| */
+    double volatility; /**< |log n - log n at the last decision|; 0 at the first */
+    double depth;      /**< stq_tensor.depth */
+} stq_factors;
+
+/**
+ * Factors of one tensor's gradient on the CPU.
+ *
+ * @param tensor    global shape; the gradient must be whole (first = 0, count = rows * cols)
+ * @param gradient  rows * cols elements of tensor->gradient_type, row-major
+ * @param unscale   every element counts as g * unscale (1 for none)
+ * @param threads   OpenMP threads, 0 = all
+ * @param factors   receives everything but `volatility`, which is set to 0
+ * Scratch: 4 (rows + threads * cols) bytes, freed on return. Non-finite gradients give STQ_INVALID_ARGUMENT.
+ */
+STQ_API stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, float unscale, int threads,
+                                     stq_factors *factors);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,59 @@
+/*
+ * layout.h - the words that the host, the SIMD kernels and the CUDA kernels share: what one tensor looks like to the update
+ * pass. Plain C that nvcc accepts too.
+ */
+#ifndef STQ_LAYOUT_H
+#define STQ_LAYOUT_H
+
+#include <assert.h>
+#include <stquant/quant.h>
+
+/* Elements in one segment: the unit of reproducible sums, of work lists and of shards. A multiple of STQ_BLOCK. */
+#define STQ_SEGMENT 65536
+
+#define STQ_SEGMENT_BLOCKS (STQ_SEGMENT / STQ_BLOCK)
+
+#define STQ_BITS_FLOAT32 32u
+
+/* One tensor's slice in one step. In-planes are decoded, out-planes are encoded; they are the same unless the width changes
+ * in this step. A transition may share the base plane: a block is decoded whole before it is encoded. */
+typedef struct stq_item {
+    void *parameter;
+    const void *gradient;
+    stq_planes m_in;
+    stq_planes m_out;
+    stq_planes v_in;
+    stq_planes v_out;
+    int64_t count;       /* elements here */
+    int64_t first_block; /* global index of the first block: random numbers do not depend on slicing */
+    uint32_t tensor;     /* the tensor's index in its optimizer */
+    uint32_t group;      /* index of its coefficients */
+    uint32_t parameter_type;
+    uint32_t gradient_type;
+} stq_item;
+
+/* What one group needs in one step; computed in double, see optim/coefficients.h. */
+typedef struct stq_coefficients {
+    float gradient_factor; /* unscale * clip: g' = g * gradient_factor */
+    float beta1;
+    float one_minus_beta1;
+    float beta2;
+    float one_minus_beta2;
+    float decay;        /* 1 - learning_rate * weight_decay */
+    float step_size;    /* learning_rate * sqrt(1 - beta2^t) / (1 - beta1^t) */
+    float epsilon;      /* epsilon * sqrt(1 - beta2^t) */
+    float compensation; /* error compensation: alpha * kappa_t * (1 - beta1^t); 0 = off */
+    uint32_t step_key;  /* stq_step_key(seed, t) */
+} stq_coefficients;
+
+#ifdef __cplusplus
+static_assert(sizeof(stq_planes) == 56, "stq_planes is shared with device code");
+static_assert(sizeof(stq_item) == 272, "stq_item is shared with device code");
+static_assert(sizeof(stq_coefficients) == 40, "stq_coefficients is shared with device code");
+#else
+_Static_assert(sizeof(stq_planes) == 56, "stq_planes is shared with device code");
+_Static_assert(sizeof(stq_item) == 272, "stq_item is shared with device code");
+_Static_assert(sizeof(stq_coefficients) == 40, "stq_coefficients is shared with device code");
+#endif
+
+#endif
