@@ -15,9 +15,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/** Version of these headers; stq_version() tells that of the library. The build takes its version from here. */
 #define STQ_VERSION_MAJOR 0
-#define STQ_VERSION_MINOR 1
-#define STQ_VERSION_PATCH 0
+#define STQ_VERSION_MINOR 1 /**< second part */
+#define STQ_VERSION_PATCH 0 /**< third part */
 
 #if defined(STQ_STATIC) || !defined(__GNUC__)
 #define STQ_API

@@ -35,8 +35,8 @@ typedef enum stq_state {
 
 /** Names one use of the random numbers: the same values give the same bits on every backend. */
 typedef struct stq_random {
-    uint64_t seed;
-    uint64_t step;
+    uint64_t seed;       /**< the optimizer's */
+    uint64_t step;       /**< the step that encodes, from 1 */
     uint32_t tensor;     /**< the tensor's index in its optimizer */
     int64_t first_block; /**< global index of the first block coded */
 } stq_random;
@@ -57,7 +57,9 @@ STQ_API uint64_t stq_plane_bytes(int64_t count, uint32_t bits, uint32_t plane);
  * Encodes float32 values.
  *
  * @param planes  bits = 2 to 8, planes and scales allocated for `count` values; contents are overwritten
+ * @param state   whose codec
  * @param values  count finite values; non-negative for the second moment
+ * @param count   number of values, 0 or more
  * @param random  used for the second moment; NULL for the first
  * First moment: relative to the block's largest magnitude the error is at most docs/theory.md's table. Second moment: unbiased
  * between the ends of the block's lattice; values below 2^-24 of the block's maximum may be raised to the lattice's floor.
