@@ -6,8 +6,8 @@
  *   stq_adamw *optimizer;
  *   if (stq_adamw_create(&optimizer, &config, tensors, tensor_count) != STQ_OK) puts(stq_last_error());
  *   for each step:
- *       stq_adamw_step(optimizer, &(stq_step){ .size = sizeof(stq_step), .parameters = p, .gradients = g, .unscale = 1 }, NULL);
- *   stq_adamw_destroy(optimizer);
+ *       stq_adamw_step(optimizer, &(stq_step){ .size = sizeof(stq_step), .parameters = p, .gradients = g, .unscale = 1
+ * }, NULL); stq_adamw_destroy(optimizer);
  */
 #ifndef STQUANT_ADAMW_H
 #define STQUANT_ADAMW_H
@@ -35,14 +35,14 @@ typedef struct stq_adamw_group {
 
 /** Configuration of an optimizer. Fill it with stq_adamw_defaults() and change what differs. */
 typedef struct stq_adamw_config {
-    size_t size;                    /**< sizeof(stq_adamw_config), for compatibility of later versions */
-    const stq_adamw_group *groups;  /**< group_count groups, copied; NULL = one group of defaults */
-    size_t group_count;             /**< default 0 */
-    stq_policy_config policy;       /**< which widths; policy.kind = STQ_POLICY_FLOAT32 is plain AdamW */
-    uint64_t seed;                  /**< of the stochastic rounding; default 0 */
-    double error_compensation;      /**< alpha in [0, 1]: share of the first moment's rounding error that is applied to the
-                                         parameter at once; default 0 */
-    int64_t exempt_below;           /**< tensors with fewer global elements keep float32 states, as 1-D ones do; default 4096 */
+    size_t size;                   /**< sizeof(stq_adamw_config), for compatibility of later versions */
+    const stq_adamw_group *groups; /**< group_count groups, copied; NULL = one group of defaults */
+    size_t group_count;            /**< default 0 */
+    stq_policy_config policy;      /**< which widths; policy.kind = STQ_POLICY_FLOAT32 is plain AdamW */
+    uint64_t seed;                 /**< of the stochastic rounding; default 0 */
+    double error_compensation; /**< alpha in [0, 1]: share of the first moment's rounding error that is applied to the
+                                    parameter at once; default 0 */
+    int64_t exempt_below; /**< tensors with fewer global elements keep float32 states, as 1-D ones do; default 4096 */
     const stq_allocator *allocator; /**< memory for states; copied; NULL = the C library's */
     int threads;                    /**< OpenMP threads, 0 = all; the results do not depend on it */
 } stq_adamw_config;
@@ -70,8 +70,8 @@ typedef struct stq_step {
     const void *const *gradients; /**< tensor.count elements of gradient_type each; only read */
     double unscale;               /**< every gradient counts as g * unscale (1 / loss scale); 1 for none; > 0 */
     double max_gradient_norm;     /**< clip the global norm to this; 0 = do not clip */
-    bool norm_supplied;           /**< the caller knows gradient_norm (unscaled) and that it is finite or not: one pass less */
-    double gradient_norm;         /**< with norm_supplied: the global norm after unscaling; not finite = skip the step */
+    bool norm_supplied;   /**< the caller knows gradient_norm (unscaled) and that it is finite or not: one pass less */
+    double gradient_norm; /**< with norm_supplied: the global norm after unscaling; not finite = skip the step */
 } stq_step;
 
 /** What one step did. */
@@ -82,11 +82,11 @@ typedef struct stq_step_result {
 } stq_step_result;
 
 /**
- * One AdamW step over all tensors: global norm and finite check, at decision steps factors and widths, then one fused pass
- * that decodes, updates and encodes. `result` may be NULL.
+ * One AdamW step over all tensors: global norm and finite check, at decision steps factors and widths, then one fused
+ * pass that decodes, updates and encodes. `result` may be NULL.
  *
- * A non-finite gradient skips the step whole and is not an error. On STQ_OUT_OF_MEMORY (a promotion could not be allocated)
- * the step is made at the old widths and the status is STQ_OK; other errors leave everything as before.
+ * A non-finite gradient skips the step whole and is not an error. On STQ_OUT_OF_MEMORY (a promotion could not be
+ * allocated) the step is made at the old widths and the status is STQ_OK; other errors leave everything as before.
  */
 STQ_API stq_status stq_adamw_step(stq_adamw *optimizer, const stq_step *step, stq_step_result *result);
 
@@ -128,17 +128,17 @@ STQ_API int64_t stq_adamw_step_count(const stq_adamw *optimizer);
 STQ_API int64_t stq_adamw_skipped_count(const stq_adamw *optimizer);
 
 /**
- * What the states of such a list would take, without allocating them: `memory` receives state_bytes (at the cap, or of the
- * fixed widths), smallest_bytes and cap_bytes. Fails as stq_adamw_create does.
+ * What the states of such a list would take, without allocating them: `memory` receives state_bytes (at the cap, or of
+ * the fixed widths), smallest_bytes and cap_bytes. Fails as stq_adamw_create does.
  */
 STQ_API stq_status stq_adamw_plan(const stq_adamw_config *config, const stq_tensor *tensors, size_t tensor_count,
                                   stq_memory *memory);
 
 /**
- * xxHash-free digest of the codes, scales, float32 states and widths (64-bit FNV-1a over plane bytes in tensor order): equal
- * digests mean equal states.
+ * 64-bit digest of step count, widths, codes, scale words and float32 states in tensor order: equal states have equal
+ * digests, and different ones differ but for a chance of 2^-64. Not cryptographic.
  */
-STQ_API uint64_t stq_adamw_digest(const stq_adamw *optimizer);
+STQ_API stq_status stq_adamw_digest(const stq_adamw *optimizer, uint64_t *digest);
 
 #ifdef __cplusplus
 }

@@ -66,8 +66,8 @@ typedef enum stq_dtype {
 STQ_API size_t stq_dtype_size(stq_dtype dtype);
 
 /**
- * Host-supplied memory for the optimizer states, so that a framework's own accounting sees them. For a CUDA optimizer the
- * pointers are device pointers, usable on the optimizer's stream.
+ * Host-supplied memory for the optimizer states, so that a framework's own accounting sees them. For a CUDA optimizer
+ * the pointers are device pointers, usable on the optimizer's stream.
  */
 typedef struct stq_allocator {
     void *context; /**< handed back in every call; owned by the host */
@@ -80,8 +80,8 @@ typedef struct stq_allocator {
 } stq_allocator;
 
 /**
- * One parameter tensor, or this process's slice of it. Precision, factors and random numbers belong to the global tensor:
- * they do not depend on how it is sliced.
+ * One parameter tensor, or this process's slice of it. Precision, factors and random numbers belong to the global
+ * tensor: they do not depend on how it is sliced.
  */
 typedef struct stq_tensor {
     const char *name;         /**< unique in its list, UTF-8, copied by the library */
@@ -94,7 +94,7 @@ typedef struct stq_tensor {
     uint32_t group;           /**< index into the optimizer's groups (learning rate, betas, ...) */
     uint32_t m_bits;          /**< first moment: 0 = the policy chooses, 2 to 8 = this width always, 32 = float32 */
     uint32_t v_bits;          /**< second moment: likewise; m_bits and v_bits are 32 together or not at all */
-    float depth;              /**< relative depth in the network, 0 (input) to 1 (output); a factor of the score engine */
+    float depth; /**< relative depth in the network, 0 (input) to 1 (output); a factor of the score engine */
 } stq_tensor;
 
 /** A whole float32 tensor of rows x cols, group 0, widths left to the policy. `name` is not copied here. */

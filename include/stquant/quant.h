@@ -1,11 +1,11 @@
 /*
  * stquant/quant.h - the Quantization engine's codecs, alone: float32 moments to packed codes and back.
  *
- * The codes of a tensor state lie in planes of blocks of 128 values. The most significant bits of a code are in the base
- * plane (a nibble for widths 4 to 8, a pair for 2 and 3), each further bit in a bit plane of its own, most significant
- * first. Within a plane value i of the tensor is at bits 4 (i mod 2) of byte i / 2 (nibbles), 2 (i mod 4) of byte i / 4
- * (pairs), i mod 8 of byte i / 8 (bits). The last block is padded to 128 values; the padding's codes are 0.
- * Each block has a 16-bit scale word. docs/codec.md defines codes and scale words.
+ * The codes of a tensor state lie in planes of blocks of 128 values. The most significant bits of a code are in the
+ * base plane (a nibble for widths 4 to 8, a pair for 2 and 3), each further bit in a bit plane of its own, most
+ * significant first. Within a plane value i of the tensor is at bits 4 (i mod 2) of byte i / 2 (nibbles), 2 (i mod 4)
+ * of byte i / 4 (pairs), i mod 8 of byte i / 8 (bits). The last block is padded to 128 values; the padding's codes are
+ * 0. Each block has a 16-bit scale word. docs/codec.md defines codes and scale words.
  */
 #ifndef STQUANT_QUANT_H
 #define STQUANT_QUANT_H
@@ -21,8 +21,9 @@ extern "C" {
 
 /** The planes of one tensor state. All pointers are owned by whoever allocated them, aligned to 16 bytes or more. */
 typedef struct stq_planes {
-    uint8_t *base;    /**< 64 bytes a block (nibbles) or 32 (pairs); 4-byte floats where bits = 32 */
-    uint8_t *bit[4];  /**< 16 bytes a block each; the first bits - 4 (bits >= 4) or bits - 2 are in use, the rest is NULL */
+    uint8_t *base; /**< 64 bytes a block (nibbles) or 32 (pairs); 4-byte floats where bits = 32 */
+    uint8_t
+        *bit[4]; /**< 16 bytes a block each; the first bits - 4 (bits >= 4) or bits - 2 are in use, the rest is NULL */
     uint16_t *scales; /**< one word a block; NULL where bits = 32 */
     uint32_t bits;    /**< 2 to 8; 32 = float32 values in `base`; 0 = no planes, every value is 0 */
 } stq_planes;
@@ -48,8 +49,8 @@ STQ_API int64_t stq_block_count(int64_t count);
 STQ_API uint32_t stq_plane_count(uint32_t bits);
 
 /**
- * Bytes of plane `plane` (0 = base) of a state of `count` values at `bits` bits, padding included; 0 for a plane that the
- * width does not have.
+ * Bytes of plane `plane` (0 = base) of a state of `count` values at `bits` bits, padding included; 0 for a plane that
+ * the width does not have.
  */
 STQ_API uint64_t stq_plane_bytes(int64_t count, uint32_t bits, uint32_t plane);
 
@@ -61,8 +62,9 @@ STQ_API uint64_t stq_plane_bytes(int64_t count, uint32_t bits, uint32_t plane);
  * @param values  count finite values; non-negative for the second moment
  * @param count   number of values, 0 or more
  * @param random  used for the second moment; NULL for the first
- * First moment: relative to the block's largest magnitude the error is at most docs/theory.md's table. Second moment: unbiased
- * between the ends of the block's lattice; values below 2^-24 of the block's maximum may be raised to the lattice's floor.
+ * First moment: relative to the block's largest magnitude the error is at most docs/theory.md's table. Second moment:
+ * unbiased between the ends of the block's lattice; values below 2^-24 of the block's maximum may be raised to the
+ * lattice's floor.
  */
 STQ_API stq_status stq_encode(const stq_planes *planes, stq_state state, const float *values, int64_t count,
                               const stq_random *random);

@@ -8,11 +8,11 @@
 stq_status stq_error(stq_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Returns from the calling function with the status of a failed call. */
-#define STQ_CHECK(call)                                                                                                            \
-    do {                                                                                                                           \
-        stq_status stq_check_status = (call);                                                                                      \
-        if (stq_check_status != STQ_OK)                                                                                            \
-            return stq_check_status;                                                                                               \
+#define STQ_CHECK(call)                       \
+    do {                                      \
+        stq_status stq_check_status = (call); \
+        if (stq_check_status != STQ_OK)       \
+            return stq_check_status;          \
     } while (0)
 
 #endif

@@ -1,7 +1,7 @@
 /*
- * codec.h - the codecs of one value, in plain arithmetic that C and CUDA share. Every operation is IEEE 754 single precision
- * in a stated order (explicit fma, no contraction), so that codes and scales are the same bytes everywhere. docs/codec.md has
- * the definitions in words.
+ * codec.h - the codecs of one value, in plain arithmetic that C and CUDA share. Every operation is IEEE 754 single
+ * precision in a stated order (explicit fma, no contraction), so that codes and scales are the same bytes everywhere.
+ * docs/codec.md has the definitions in words.
  */
 #ifndef STQ_CODEC_H
 #define STQ_CODEC_H
@@ -83,8 +83,8 @@ STQ_INLINE uint32_t stq_random_wide(uint32_t block_key, uint32_t index) {
 
 /* ---- First moment: sign and companded magnitude ----
  *
- * With u = |m| / scale in [0, 1], the magnitude code is the top bits of the float 1 + 3 u minus those of 1: a piecewise linear
- * log2(1 + 3 u) over exactly two octaves. Decoding takes the middle of the cell. */
+ * With u = |m| / scale in [0, 1], the magnitude code is the top bits of the float 1 + 3 u minus those of 1: a piecewise
+ * linear log2(1 + 3 u) over exactly two octaves. Decoding takes the middle of the cell. */
 
 /* The scale word: the upper half of a float, rounded up, so that no magnitude exceeds the scale. */
 STQ_INLINE uint32_t stq_m_scale_word(uint32_t largest_bits) {
@@ -130,9 +130,9 @@ STQ_INLINE bool stq_m_is_lowest(uint32_t code, uint32_t bits) { return (code & (
 
 /* ---- Second moment: nodes of a logarithmic lattice, stochastic rounding ----
  *
- * A positive float's bits are a piecewise linear logarithm. Code c stands for the float with bits low + c 2^shift; `low` is a
- * multiple of 2^max(shift, 19). Lattices of different blocks and steps are nested, so that a value on a node stays on it when
- * the range moves. Code 0 stands for 0 unless the word's node bit is set. */
+ * A positive float's bits are a piecewise linear logarithm. Code c stands for the float with bits low + c 2^shift;
+ * `low` is a multiple of 2^max(shift, 19). Lattices of different blocks and steps are nested, so that a value on a node
+ * stays on it when the range moves. Code 0 stands for 0 unless the word's node bit is set. */
 
 typedef struct stq_lattice {
     uint32_t low;   /* bits of the float that code 0 stands for if it is a node */
@@ -144,7 +144,8 @@ typedef struct stq_lattice {
 /* Shift of a width's coarsest lattice; the finest is 7 less. The coarsest spans 24 octaves or more. */
 STQ_INLINE uint32_t stq_v_coarsest(uint32_t bits) { return 28 - bits; }
 
-/* Decodes a scale word: bits 4 to 15 are low >> 19, bits 1 to 3 are shift - finest shift, bit 0 is set if code 0 is a node. */
+/* Decodes a scale word: bits 4 to 15 are low >> 19, bits 1 to 3 are shift - finest shift, bit 0 is set if code 0 is a
+ * node. */
 STQ_INLINE stq_lattice stq_v_lattice(uint32_t scale_word, uint32_t bits) {
     stq_lattice lattice;
     lattice.low = scale_word >> 4 << 19;
@@ -156,9 +157,10 @@ STQ_INLINE stq_lattice stq_v_lattice(uint32_t scale_word, uint32_t bits) {
     return lattice;
 }
 
-/* The lattice of one shift for a block with positive values from `lowest` to `largest` (bits): as low as possible if it reaches
- * `largest`. Sets *fits. */
-STQ_INLINE uint32_t stq_v_low(uint32_t lowest, uint32_t largest, uint32_t has_zero, uint32_t shift, uint32_t bits, bool *fits) {
+/* The lattice of one shift for a block with positive values from `lowest` to `largest` (bits): as low as possible if it
+ * reaches `largest`. Sets *fits. */
+STQ_INLINE uint32_t stq_v_low(uint32_t lowest, uint32_t largest, uint32_t has_zero, uint32_t shift, uint32_t bits,
+                              bool *fits) {
     uint32_t step = 1u << shift;
     uint32_t grain = shift > 19 ? shift : 19;
     uint32_t room = has_zero ? step : 0;
@@ -168,10 +170,9 @@ STQ_INLINE uint32_t stq_v_low(uint32_t lowest, uint32_t largest, uint32_t has_ze
 }
 
 /*
- * The scale word of a block: the finest lattice that covers its positive values, the smallest of which counts as at least
- * 2^-24 of the largest. If not even the coarsest does, the range ends at the top and small values are raised to its floor.
- *   largest:  bits of the largest value, 0 if all are 0
- *   lowest:   bits of the smallest positive value
+ * The scale word of a block: the finest lattice that covers its positive values, the smallest of which counts as at
+ * least 2^-24 of the largest. If not even the coarsest does, the range ends at the top and small values are raised to
+ * its floor. largest:  bits of the largest value, 0 if all are 0 lowest:   bits of the smallest positive value
  *   has_zero: 1 if some value is 0
  */
 STQ_INLINE uint32_t stq_v_scale_word(uint32_t largest, uint32_t lowest, uint32_t has_zero, uint32_t bits) {
@@ -229,7 +230,8 @@ STQ_INLINE uint32_t stq_base_bits(uint32_t bits) { return bits >= 4 ? 4 : 2; }
 
 STQ_INLINE uint32_t stq_code_get(const stq_planes *planes, int64_t i) {
     uint32_t base_bits = stq_base_bits(planes->bits);
-    uint32_t code = base_bits == 4 ? planes->base[i >> 1] >> (4 * (i & 1)) & 15 : planes->base[i >> 2] >> (2 * (i & 3)) & 3;
+    uint32_t code =
+        base_bits == 4 ? planes->base[i >> 1] >> (4 * (i & 1)) & 15 : planes->base[i >> 2] >> (2 * (i & 3)) & 3;
     for (uint32_t k = 0; k < planes->bits - base_bits; k++)
         code = code << 1 | (planes->bit[k][i >> 3] >> (i & 7) & 1);
     return code;

@@ -6,8 +6,8 @@
 
 STQ_INLINE float stq_from_bfloat16(uint16_t half) { return stq_bits_float((uint32_t)half << 16); }
 
-/* Stochastic rounding with 16 random bits: up with the probability of the fraction cut off. Infinities and NaN are truncated,
- * and a value that would round past the largest finite number stays there. */
+/* Stochastic rounding with 16 random bits: up with the probability of the fraction cut off. Infinities and NaN are
+ * truncated, and a value that would round past the largest finite number stays there. */
 STQ_INLINE uint16_t stq_to_bfloat16(float value, uint32_t word) {
     uint32_t bits = stq_float_bits(value);
     uint32_t magnitude = bits & 0x7fffffffu;
@@ -29,7 +29,8 @@ STQ_INLINE float stq_from_float16(uint16_t half) {
     return stq_bits_float(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-/* Nearest even; overflow gives infinity, NaN stays NaN (quiet, payload's top bits kept), as the hardware conversions do. */
+/* Nearest even; overflow gives infinity, NaN stays NaN (quiet, payload's top bits kept), as the hardware conversions
+ * do. */
 STQ_INLINE uint16_t stq_to_float16(float value) {
     uint32_t bits = stq_float_bits(value);
     uint32_t sign = bits >> 16 & 0x8000u;

@@ -1,6 +1,6 @@
 /*
- * kernels.h - the CPU kernels of the Quantization engine: one table per instruction set, all with the same results, byte for
- * byte. The reference is the oracle and is never tuned.
+ * kernels.h - the CPU kernels of the Quantization engine: one table per instruction set, all with the same results,
+ * byte for byte. The reference is the oracle and is never tuned.
  */
 #ifndef STQ_KERNELS_H
 #define STQ_KERNELS_H

@@ -1,6 +1,6 @@
 /*
- * layout.h - the words that the host, the SIMD kernels and the CUDA kernels share: what one tensor looks like to the update
- * pass. Plain C that nvcc accepts too.
+ * layout.h - the words that the host, the SIMD kernels and the CUDA kernels share: what one tensor looks like to the
+ * update pass. Plain C that nvcc accepts too.
  */
 #ifndef STQ_LAYOUT_H
 #define STQ_LAYOUT_H
@@ -15,8 +15,8 @@
 
 #define STQ_BITS_FLOAT32 32u
 
-/* One tensor's slice in one step. In-planes are decoded, out-planes are encoded; they are the same unless the width changes
- * in this step. A transition may share the base plane: a block is decoded whole before it is encoded. */
+/* One tensor's slice in one step. In-planes are decoded, out-planes are encoded; they are the same unless the width
+ * changes in this step. A transition may share the base plane: a block is decoded whole before it is encoded. */
 typedef struct stq_item {
     void *parameter;
     const void *gradient;

@@ -24,7 +24,8 @@ uint64_t stq_plane_bytes(int64_t count, uint32_t bits, uint32_t plane) {
 
 static stq_status check_planes(const stq_planes *planes, int64_t count, bool encode) {
     if (planes == NULL || count < 0)
-        return stq_error(STQ_INVALID_ARGUMENT, "planes must not be NULL and count not negative; count is %lld.", (long long)count);
+        return stq_error(STQ_INVALID_ARGUMENT, "planes must not be NULL and count not negative; count is %lld.",
+                         (long long)count);
     if (planes->bits == 0 && !encode)
         return STQ_OK;
     if (stq_plane_count(planes->bits) == 0 || (encode && planes->bits == STQ_BITS_FLOAT32))
@@ -33,8 +34,8 @@ static stq_status check_planes(const stq_planes *planes, int64_t count, bool enc
         return stq_error(STQ_INVALID_ARGUMENT, "Planes of %u bits need a base plane and scale words.", planes->bits);
     for (uint32_t plane = 1; plane < stq_plane_count(planes->bits); plane++)
         if (planes->bit[plane - 1] == NULL)
-            return stq_error(STQ_INVALID_ARGUMENT, "Planes of %u bits need %u bit planes; number %u is NULL.", planes->bits,
-                             stq_plane_count(planes->bits) - 1, plane);
+            return stq_error(STQ_INVALID_ARGUMENT, "Planes of %u bits need %u bit planes; number %u is NULL.",
+                             planes->bits, stq_plane_count(planes->bits) - 1, plane);
     return STQ_OK;
 }
 
@@ -43,7 +44,8 @@ static int values_in(int64_t block, int64_t count) {
     return left < STQ_BLOCK ? (int)left : STQ_BLOCK;
 }
 
-stq_status stq_encode(const stq_planes *planes, stq_state state, const float *values, int64_t count, const stq_random *random) {
+stq_status stq_encode(const stq_planes *planes, stq_state state, const float *values, int64_t count,
+                      const stq_random *random) {
     STQ_CHECK(check_planes(planes, count, true));
     if ((values == NULL && count > 0) || (random == NULL && state == STQ_SECOND_MOMENT))
         return stq_error(STQ_INVALID_ARGUMENT, "stq_encode needs values, and for the second moment a stq_random.");

@@ -1,11 +1,11 @@
 /*
- * reference.c - the scalar reference of the Quantization engine: the definition of every byte that the fast kernels must
- * reproduce. Written to be read, never tuned.
+ * reference.c - the scalar reference of the Quantization engine: the definition of every byte that the fast kernels
+ * must reproduce. Written to be read, never tuned.
  */
+#include "quant/reference.h"
 #include "quant/codec.h"
 #include "quant/convert.h"
 #include "quant/kernels.h"
-#include "quant/reference.h"
 
 /* Zeros of the padding are not values: they neither set has_zero nor the smallest value. */
 static void find_range(const float *v, int count, uint32_t *largest, uint32_t *lowest, uint32_t *has_zero) {
@@ -109,7 +109,8 @@ void stq_reference_decode_v(float *v, const stq_planes *planes, int64_t block, i
     }
 }
 
-static void store_state(const stq_planes *planes, int64_t block, const float *values, int count, bool second, uint32_t key) {
+static void store_state(const stq_planes *planes, int64_t block, const float *values, int count, bool second,
+                        uint32_t key) {
     if (planes->bits == STQ_BITS_FLOAT32)
         memcpy((float *)(void *)planes->base + block * STQ_BLOCK, values, (size_t)count * sizeof *values);
     else if (second)
@@ -156,7 +157,8 @@ static void step_block(const stq_item *item, const stq_coefficients *c, int64_t 
     uint32_t key = stq_block_key(c->step_key, item->tensor, global_block, STQ_STREAM_PARAMETER);
     for (int i = 0; i < count; i++) {
         uint32_t pair = stq_random_pair(key, (uint32_t)i / 2);
-        stq_store_float(item->parameter, item->parameter_type, first + i, p[i], i % 2 == 0 ? pair & 0xffffu : pair >> 16);
+        stq_store_float(item->parameter, item->parameter_type, first + i, p[i],
+                        i % 2 == 0 ? pair & 0xffffu : pair >> 16);
     }
 }
 

@@ -1,0 +1,39 @@
+/*
+ * backend.h - what the optimizer asks of the device that holds parameters, gradients and states. The CPU backend works
+ * in host memory and returns when the work is done.
+ */
+#ifndef STQ_BACKEND_H
+#define STQ_BACKEND_H
+
+#include <stquant/adamw.h>
+
+#include "quant/layout.h"
+
+typedef struct stq_backend {
+    const char *name;
+    /* Sum of squares of all gradients, unscaled, in the fixed order of score/sums.h; not finite if a gradient is not.
+     */
+    stq_status (*sum_squares)(void *context, const stq_item *items, size_t count, double *sum);
+    /* Factors of one whole tensor's gradient, see stq_score_factors(). */
+    stq_status (*factors)(void *context, const stq_tensor *tensor, const stq_item *item, double unscale,
+                          stq_factors *factors);
+    /* The fused pass over all items: decode in-planes, AdamW, encode out-planes. coefficients are indexed by
+     * item->group. */
+    stq_status (*update)(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients);
+    /* Copies between the backend's memory and the host's, ordered after the work enqueued so far. */
+    stq_status (*read)(void *context, void *host, const void *source, uint64_t bytes);
+    stq_status (*write)(void *context, void *target, const void *host, uint64_t bytes);
+} stq_backend;
+
+/* The CPU's table; its context is a stq_cpu. */
+extern const stq_backend stq_cpu_backend;
+
+typedef struct stq_cpu {
+    int threads;          /* OpenMP threads, 0 = all */
+    double *segment_sums; /* scratch of sum_squares: stq_cpu_segment_count() values, owned by the optimizer */
+} stq_cpu;
+
+/* Segments of STQ_SEGMENT elements that the items take, each item beginning a new one. */
+int64_t stq_cpu_segment_count(const stq_item *items, size_t count);
+
+#endif

@@ -1,0 +1,76 @@
+/* check.c - what an optimizer refuses, each with a sentence. */
+#include <math.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "optim/optimizer.h"
+
+static const int64_t largest_tensor = INT64_C(1) << 38;
+
+static stq_status check_group(size_t index, const stq_adamw_group *group) {
+    if (!(group->learning_rate >= 0) || !isfinite(group->learning_rate))
+        return stq_error(STQ_INVALID_ARGUMENT, "Group %zu: the learning rate is %g; use a finite number of 0 or more.",
+                         index, group->learning_rate);
+    if (!(group->beta1 >= 0 && group->beta1 < 1) || !(group->beta2 >= 0 && group->beta2 < 1))
+        return stq_error(STQ_INVALID_ARGUMENT, "Group %zu: beta1 is %g and beta2 is %g; both must be in [0, 1).", index,
+                         group->beta1, group->beta2);
+    if (!(group->epsilon >= 1e-30) || !isfinite(group->epsilon))
+        return stq_error(STQ_INVALID_ARGUMENT, "Group %zu: epsilon is %g; use 1e-30 or more (1e-8 is usual).", index,
+                         group->epsilon);
+    if (!isfinite(group->weight_decay))
+        return stq_error(STQ_INVALID_ARGUMENT, "Group %zu: the weight decay is not finite.", index);
+    return STQ_OK;
+}
+
+static bool width_exists(uint32_t bits) { return bits == 0 || bits == STQ_BITS_FLOAT32 || (bits >= 2 && bits <= 8); }
+
+static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t group_count) {
+    if (tensor->name == NULL || tensor->name[0] == '\0')
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor %zu has no name; give every tensor a unique one.", index);
+    if (tensor->rows < 1 || tensor->cols < 1 || tensor->rows > largest_tensor / tensor->cols)
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "Tensor '%s' is %lld x %lld; rows and cols must be at least 1 and their product at most 2^38.",
+                         tensor->name, (long long)tensor->rows, (long long)tensor->cols);
+    if (tensor->first < 0 || tensor->count < 0 || tensor->count > tensor->rows * tensor->cols - tensor->first)
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "Tensor '%s': the slice of %lld elements from %lld is not inside its %lld.", tensor->name,
+                         (long long)tensor->count, (long long)tensor->first, (long long)(tensor->rows * tensor->cols));
+    if (stq_dtype_size(tensor->parameter_type) == 0 || stq_dtype_size(tensor->gradient_type) == 0)
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' has an unknown element type.", tensor->name);
+    if (tensor->group >= group_count)
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' is in group %u, but there are %zu groups.", tensor->name,
+                         tensor->group, group_count);
+    if (!width_exists(tensor->m_bits) || !width_exists(tensor->v_bits) ||
+        (tensor->m_bits == 32) != (tensor->v_bits == 32))
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': widths %u and %u; use 0, 2 to 8, or 32 for both.",
+                         tensor->name, tensor->m_bits, tensor->v_bits);
+    return STQ_OK;
+}
+
+stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *tensors, size_t tensor_count) {
+    if (config->size != sizeof *config || config->policy.size != sizeof config->policy)
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "The configuration has another version's size; start from stq_adamw_defaults().");
+    if (tensors == NULL || tensor_count == 0 || tensor_count > UINT32_MAX)
+        return stq_error(STQ_INVALID_ARGUMENT, "An optimizer needs at least one tensor.");
+    if ((config->groups == NULL) != (config->group_count == 0))
+        return stq_error(STQ_INVALID_ARGUMENT, "groups and group_count must be given together.");
+    if (!(config->error_compensation >= 0 && config->error_compensation <= 1))
+        return stq_error(STQ_INVALID_ARGUMENT, "The error compensation is %g; use a share from 0 to 1.",
+                         config->error_compensation);
+    if (config->allocator && (config->allocator->allocate == NULL || config->allocator->release == NULL))
+        return stq_error(STQ_INVALID_ARGUMENT, "An allocator needs both allocate and release.");
+    for (size_t i = 0; i < config->group_count; i++)
+        STQ_CHECK(check_group(i, &config->groups[i]));
+    for (size_t i = 0; i < tensor_count; i++)
+        STQ_CHECK(check_tensor(&tensors[i], i, config->group_count ? config->group_count : 1));
+    return STQ_OK;
+}
+
+stq_status stq_adamw_set_group(stq_adamw *optimizer, size_t index, const stq_adamw_group *group) {
+    if (index >= optimizer->group_count)
+        return stq_error(STQ_INVALID_ARGUMENT, "There is no group %zu; there are %zu.", index, optimizer->group_count);
+    STQ_CHECK(check_group(index, group));
+    optimizer->groups[index] = *group;
+    return STQ_OK;
+}

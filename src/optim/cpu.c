@@ -1,0 +1,115 @@
+/* cpu.c - the CPU backend: blocks shared out over threads; which thread does what changes no byte. */
+#include <omp.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "optim/backend.h"
+#include "quant/kernels.h"
+#include "score/sums.h"
+
+static int thread_count(const stq_cpu *cpu) { return stq_thread_count(cpu->threads); }
+
+static int64_t segment_count(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
+
+int64_t stq_cpu_segment_count(const stq_item *items, size_t count) {
+    int64_t segments = 0;
+    for (size_t i = 0; i < count; i++)
+        segments += segment_count(items[i].count);
+    return segments;
+}
+
+/* Segments first .. end - 1 of the concatenation of all items. */
+static void sum_range(const stq_item *items, double *sums, int64_t first, int64_t end) {
+    int64_t before = 0;
+    for (size_t i = 0; before < end; i++) {
+        const stq_item *item = &items[i];
+        int64_t segments = segment_count(item->count);
+        for (int64_t s = first > before ? first - before : 0; s < segments && before + s < end; s++) {
+            int64_t left = item->count - s * STQ_SEGMENT;
+            const uint8_t *from =
+                (const uint8_t *)item->gradient + s * STQ_SEGMENT * (int64_t)stq_dtype_size(item->gradient_type);
+            sums[before + s] =
+                stq_segment_sum_squares(from, item->gradient_type, left < STQ_SEGMENT ? left : STQ_SEGMENT);
+        }
+        before += segments;
+    }
+}
+
+static stq_status sum_squares(void *context, const stq_item *items, size_t count, double *sum) {
+    stq_cpu *cpu = context;
+    int64_t segments = stq_cpu_segment_count(items, count);
+#pragma omp parallel num_threads(thread_count(cpu))
+    {
+        int64_t thread = omp_get_thread_num();
+        int64_t threads = omp_get_num_threads();
+        sum_range(items, cpu->segment_sums, segments * thread / threads, segments * (thread + 1) / threads);
+    }
+    stq_tree total = {.count = 0};
+    int64_t before = 0;
+    for (size_t i = 0; i < count; i++) {
+        double of_tensor = stq_tree_sum(cpu->segment_sums + before, segment_count(items[i].count));
+        stq_tree_add(&total, &of_tensor, 1);
+        before += segment_count(items[i].count);
+    }
+    *sum = stq_tree_finish(&total);
+    return STQ_OK;
+}
+
+static stq_status factors(void *context, const stq_tensor *tensor, const stq_item *item, double unscale,
+                          stq_factors *result) {
+    return stq_score_factors(tensor, item->gradient, (float)unscale, thread_count(context), result);
+}
+
+static int64_t total_blocks(const stq_item *items, size_t count) {
+    int64_t blocks = 0;
+    for (size_t i = 0; i < count; i++)
+        blocks += stq_block_count(items[i].count);
+    return blocks;
+}
+
+/* One thread's part: blocks first .. end - 1 of the concatenation of all items. */
+static void step_range(const stq_kernels *kernels, const stq_item *items, const stq_coefficients *coefficients,
+                       int64_t first, int64_t end) {
+    int64_t before = 0;
+    for (size_t i = 0; before < end; i++) {
+        int64_t blocks = stq_block_count(items[i].count);
+        int64_t from = first > before ? first - before : 0;
+        int64_t to = end - before < blocks ? end - before : blocks;
+        if (from < to)
+            kernels->step(&items[i], &coefficients[items[i].group], from, to);
+        before += blocks;
+    }
+}
+
+static stq_status update(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients) {
+    const stq_kernels *kernels = stq_select_kernels();
+    int64_t blocks = total_blocks(items, count);
+#pragma omp parallel num_threads(thread_count(context))
+    {
+        int64_t thread = omp_get_thread_num();
+        int64_t threads = omp_get_num_threads();
+        step_range(kernels, items, coefficients, blocks * thread / threads, blocks * (thread + 1) / threads);
+    }
+    return STQ_OK;
+}
+
+static stq_status copy_out(void *context, void *host, const void *source, uint64_t bytes) {
+    (void)context;
+    memcpy(host, source, (size_t)bytes);
+    return STQ_OK;
+}
+
+static stq_status copy_in(void *context, void *target, const void *host, uint64_t bytes) {
+    (void)context;
+    memcpy(target, host, (size_t)bytes);
+    return STQ_OK;
+}
+
+const stq_backend stq_cpu_backend = {
+    .name = "cpu",
+    .sum_squares = sum_squares,
+    .factors = factors,
+    .update = update,
+    .read = copy_out,
+    .write = copy_in,
+};

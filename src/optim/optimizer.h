@@ -1,0 +1,44 @@
+/* optimizer.h - what is inside an stq_adamw. */
+#ifndef STQ_OPTIMIZER_H
+#define STQ_OPTIMIZER_H
+
+#include <stquant/adamw.h>
+
+#include "optim/backend.h"
+#include "optim/store.h"
+#include "policy/policy.h"
+
+struct stq_adamw {
+    const stq_backend *backend;
+    void *backend_context;
+    stq_cpu cpu;
+    uint64_t seed;
+    double error_compensation;
+
+    size_t group_count;
+    stq_adamw_group *groups;
+    stq_coefficients *coefficients; /* one a group, of the present step */
+
+    size_t tensor_count;
+    stq_tensor *tensors; /* copies; names are in name_storage */
+    char *name_storage;
+    bool *exempt;               /* float32 states */
+    stq_policy_tensor *decided; /* the policy's view */
+    uint8_t (*targets)[2];      /* widths decided, carried out as room allows */
+    stq_policy policy;
+    stq_store store;
+
+    uint64_t parameters; /* elements held here */
+    int64_t steps;       /* made */
+    int64_t skipped;
+    double bits_sum; /* sum over steps of all-in bits */
+};
+
+/* Checks configuration and tensors; fails naming the field or tensor. */
+stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *tensors, size_t tensor_count);
+
+/* Everything of stq_adamw_create but the arena: groups, copies, policy, records. `stq_adamw_destroy` frees it. */
+stq_status stq_adamw_prepare(stq_adamw **optimizer, const stq_adamw_config *config, const stq_tensor *tensors,
+                             size_t tensor_count);
+
+#endif

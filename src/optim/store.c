@@ -1,0 +1,184 @@
+/* store.c - planes under the cap, and transitions. */
+#include "optim/store.h"
+
+#include <string.h>
+
+#include "common/error.h"
+
+enum { ALIGNMENT = 64 };
+
+static uint64_t align(uint64_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
+
+/* Arena bytes of one state of one tensor. */
+static uint64_t arena_share(const stq_item *item, bool exempt) {
+    if (exempt)
+        return align(stq_plane_bytes(item->count, STQ_BITS_FLOAT32, 0));
+    return align((uint64_t)stq_block_count(item->count) * sizeof(uint16_t));
+}
+
+static uint64_t arena_size(const stq_store *store, const bool *exempt) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < store->count; i++)
+        bytes += 2 * arena_share(&store->items[i], exempt[i]);
+    return bytes;
+}
+
+uint64_t stq_store_fixed_bytes(const stq_store *store, const bool *exempt) {
+    return stq_pool_charge(&store->pool, arena_size(store, exempt)) + store->record_bytes;
+}
+
+stq_planes *stq_store_planes(stq_store *store, size_t index, int state) {
+    return state == STQ_FIRST_MOMENT ? &store->items[index].m_in : &store->items[index].v_in;
+}
+
+static stq_planes *out_planes(stq_store *store, size_t index, int state) {
+    return state == STQ_FIRST_MOMENT ? &store->items[index].m_out : &store->items[index].v_out;
+}
+
+stq_status stq_store_open(stq_store *store, const bool *exempt) {
+    stq_pool_charge_record(&store->pool, store->record_bytes);
+    store->arena_bytes = arena_size(store, exempt);
+    STQ_CHECK(stq_pool_allocate(&store->pool, store->arena_bytes, &store->arena));
+    uint8_t *next = store->arena;
+    for (size_t i = 0; i < store->count; i++) {
+        for (int state = 0; state < 2; state++) {
+            stq_planes *out = out_planes(store, i, state);
+            *stq_store_planes(store, i, state) = (stq_planes){.bits = 0};
+            *out = (stq_planes){.bits = 0};
+            if (exempt[i])
+                out->base = next;
+            else
+                out->scales = (uint16_t *)(void *)next;
+            next += arena_share(&store->items[i], exempt[i]);
+        }
+    }
+    return STQ_OK;
+}
+
+static uint8_t *plane(const stq_planes *planes, uint32_t k) { return k == 0 ? planes->base : planes->bit[k - 1]; }
+
+static void set_plane(stq_planes *planes, uint32_t k, uint8_t *pointer) {
+    if (k == 0)
+        planes->base = pointer;
+    else
+        planes->bit[k - 1] = pointer;
+}
+
+static bool coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
+
+/* True if plane k of a state at `from` bits serves at `to` bits too: bit planes always, base planes of the same kind.
+ */
+static bool plane_stays(uint32_t from, uint32_t to, uint32_t k, int64_t count) {
+    return coded(from) && coded(to) && stq_plane_bytes(count, from, k) != 0 &&
+           stq_plane_bytes(count, from, k) == stq_plane_bytes(count, to, k);
+}
+
+/* Bytes that a transition needs before it can free anything. */
+static uint64_t growth(const stq_store *store, int64_t count, uint32_t from, uint32_t to) {
+    uint64_t bytes = 0;
+    for (uint32_t k = 0; k < stq_plane_count(to); k++)
+        if (!plane_stays(from, to, k, count))
+            bytes += stq_pool_charge(&store->pool, stq_plane_bytes(count, to, k));
+    return bytes;
+}
+
+static void release_difference(stq_store *store, const stq_planes *planes, const stq_planes *kept, int64_t count) {
+    if (!coded(planes->bits))
+        return;
+    for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++)
+        if (plane(planes, k) != NULL && (kept == NULL || plane(planes, k) != plane(kept, k)))
+            stq_pool_release(&store->pool, plane(planes, k), stq_plane_bytes(count, planes->bits, k));
+}
+
+/* Builds out-planes of `bits`; on failure releases what it allocated and leaves *out alone. */
+static stq_status allocate_planes(stq_store *store, const stq_planes *in, stq_planes *out, int64_t count,
+                                  uint32_t bits) {
+    stq_planes planes = {.scales = out->scales, .bits = bits};
+    for (uint32_t k = 0; k < stq_plane_count(bits); k++) {
+        void *pointer = plane_stays(in->bits, bits, k, count) ? plane(in, k) : NULL;
+        stq_status status = STQ_OK;
+        if (pointer == NULL)
+            status = stq_pool_allocate(&store->pool, stq_plane_bytes(count, bits, k), &pointer);
+        if (status != STQ_OK) {
+            release_difference(store, &planes, in, count);
+            return status;
+        }
+        set_plane(&planes, k, pointer);
+    }
+    *out = planes;
+    return STQ_OK;
+}
+
+/* Sets one state's out-planes; puts a transition off that does not fit. */
+static stq_status begin_state(stq_store *store, size_t index, int state, uint32_t target) {
+    const stq_planes *in = stq_store_planes(store, index, state);
+    stq_planes *out = out_planes(store, index, state);
+    int64_t count = store->items[index].count;
+    if (target == STQ_BITS_FLOAT32) {
+        out->bits = STQ_BITS_FLOAT32;
+        return STQ_OK;
+    }
+    bool first = in->bits == 0;
+    if (!first && !stq_pool_has_room(&store->pool, growth(store, count, in->bits, target)))
+        return STQ_OK;
+    stq_status status = allocate_planes(store, in, out, count, target);
+    return first ? status : STQ_OK;
+}
+
+stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
+    for (size_t i = 0; i < store->count; i++)
+        for (int state = 0; state < 2; state++)
+            if (stq_store_planes(store, i, state)->bits != 0)
+                *out_planes(store, i, state) = *stq_store_planes(store, i, state);
+    for (int promote = 0; promote < 2; promote++)
+        for (size_t i = 0; i < store->count; i++)
+            for (int state = 0; state < 2; state++) {
+                uint32_t bits = stq_store_planes(store, i, state)->bits;
+                uint32_t target = targets[i][state];
+                if (target == bits || (target > bits) != promote)
+                    continue;
+                stq_status status = begin_state(store, i, state, target);
+                if (status != STQ_OK) {
+                    stq_store_revert(store);
+                    return status;
+                }
+            }
+    return STQ_OK;
+}
+
+void stq_store_commit(stq_store *store) {
+    for (size_t i = 0; i < store->count; i++)
+        for (int state = 0; state < 2; state++) {
+            stq_planes *in = stq_store_planes(store, i, state);
+            const stq_planes *out = out_planes(store, i, state);
+            if (in->bits != out->bits)
+                release_difference(store, in, out, store->items[i].count);
+            *in = *out;
+        }
+}
+
+void stq_store_revert(stq_store *store) {
+    for (size_t i = 0; i < store->count; i++)
+        for (int state = 0; state < 2; state++) {
+            const stq_planes *in = stq_store_planes(store, i, state);
+            stq_planes *out = out_planes(store, i, state);
+            if (in->bits == out->bits)
+                continue;
+            release_difference(store, out, in, store->items[i].count);
+            if (in->bits != 0) {
+                *out = *in;
+            } else if (out->bits != STQ_BITS_FLOAT32) {
+                *out = (stq_planes){.scales = out->scales};
+            } else {
+                out->bits = 0;
+            }
+        }
+}
+
+void stq_store_close(stq_store *store) {
+    for (size_t i = 0; i < store->count; i++)
+        for (int state = 0; state < 2; state++)
+            release_difference(store, stq_store_planes(store, i, state), NULL, store->items[i].count);
+    stq_pool_release(&store->pool, store->arena, store->arena_bytes);
+    store->arena = NULL;
+}
