@@ -31,14 +31,19 @@ endif()
 if(STQUANT_APPS)
   find_package(PkgConfig)
   find_package(ZLIB)
-  find_package(dnnl CONFIG)
+  # Not by oneDNN's own CMake package, which also wants the headers of OpenCL.
+  find_path(DNNL_INCLUDE_DIR dnnl.h)
+  find_library(DNNL_LIBRARY dnnl)
   if(PkgConfig_FOUND)
     pkg_check_modules(JANSSON IMPORTED_TARGET jansson)
   endif()
-  if(NOT (ZLIB_FOUND AND dnnl_FOUND AND JANSSON_FOUND))
+  if(NOT (ZLIB_FOUND AND DNNL_INCLUDE_DIR AND DNNL_LIBRARY AND JANSSON_FOUND))
     message(FATAL_ERROR "The command needs oneDNN, jansson, zlib and pkg-config: run "
                         "scripts/install-deps, or configure with -DSTQUANT_APPS=OFF for the library alone.")
   endif()
+  add_library(dnnl UNKNOWN IMPORTED)
+  set_target_properties(dnnl PROPERTIES IMPORTED_LOCATION ${DNNL_LIBRARY}
+    INTERFACE_INCLUDE_DIRECTORIES ${DNNL_INCLUDE_DIR})
 endif()
 
 # --- the tests: cmocka ---
