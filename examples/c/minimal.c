@@ -1,8 +1,8 @@
 /*
  * minimal.c - the library without the trainer: an optimizer over three tensors, 200 steps, and the bytes that it took.
  *
- * The "model" is its own target: the loss is half the mean squared distance to hidden values, so that its gradient is the
- * difference plus some noise, as a minibatch would add. In a real program the gradients come from a backward pass.
+ * The "model" is its own target: the loss is half the mean squared distance to hidden values, so that its gradient is
+ * the difference plus some noise, as a minibatch would add. In a real program the gradients come from a backward pass.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,8 +63,7 @@ int main(void) {
             targets[t][i] = noise();
     }
 
-    stq_adamw_group group = {
-        .learning_rate = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.0};
+    stq_adamw_group group = {.learning_rate = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.0};
     stq_adamw_config config = stq_adamw_defaults();
     config.groups = &group;
     config.group_count = 1;
