@@ -1,0 +1,48 @@
+/* distortion.c - rate-distortion: what one more bit takes away from the error of the update. */
+#include <math.h>
+
+#include "policy/rules.h"
+
+/*
+ * Mean squared relative error by width 2 to 8: of m as stored, under beta1 = 0.9; of sqrt(v), under beta2 = 0.999.
+ */
+static const double error_of_m[] = {0.363, 0.129, 0.0363, 0.0100, 0.00263, 0.00066, 0.000165};
+static const double error_of_v[] = {0.884, 0.314, 0.102, 0.0400, 0.0169, 0.0071, 0.0030};
+
+double stq_distortion(stq_state state, uint32_t bits) {
+    return state == STQ_FIRST_MOMENT ? error_of_m[bits - STQ_LOWEST_BITS] : error_of_v[bits - STQ_LOWEST_BITS];
+}
+
+/* Slopes of the convex hull of D(b) between `lowest` and `highest`, as logarithms: a step that gains less than the one
+ * after it shares its gain with that one (pooling until the gains fall). */
+static void hull(stq_steps *steps, int state, uint32_t lowest, uint32_t highest) {
+    for (uint32_t start = lowest; start < highest;) {
+        double best = 0;
+        uint32_t end = start + 1;
+        for (uint32_t bits = start + 1; bits <= highest; bits++) {
+            double drop = stq_distortion((stq_state)state, start) - stq_distortion((stq_state)state, bits);
+            double slope = drop / (bits - start);
+            if (slope > best) {
+                best = slope;
+                end = bits;
+            }
+        }
+        for (; start < end; start++)
+            steps->gain[state][start] = (float)log2(best > 1e-9 ? best : 1e-9);
+    }
+}
+
+double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *tensor) {
+    if (!(tensor->factors.n > 0))
+        return 0.0625;
+    double weight = exp(log(tensor->factors.n) - policy->log_n_average);
+    return weight < 0.0625 ? 0.0625 : weight > 16 ? 16 : weight;
+}
+
+void stq_distortion_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
+                         stq_steps *steps) {
+    for (int state = 0; state < 2; state++)
+        hull(steps, state, policy->config.lowest_bits, policy->config.highest_bits);
+    for (size_t i = 0; i < count; i++)
+        choices[i].priority = (float)log2(stq_distortion_weight(policy, &tensors[choices[i].tensor]));
+}

@@ -1,0 +1,25 @@
+/*
+ * rules.h - the two rules that rank bits: each gives every state a priority and every step of width a gain. Bytes are
+ * spent in the order of priority + gain (project.h); everything else is common to both.
+ */
+#ifndef STQ_RULES_H
+#define STQ_RULES_H
+
+#include "policy/project.h"
+
+/* Zones: the priority is the width the zone asks for, B + tau x offset, the gain of a step from b bits is -b: the state
+ * that lacks most of what it should have comes first. */
+void stq_zones_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
+                    stq_steps *steps, double tau, double uniform_bits);
+
+/* Rate-distortion: the logarithm (base 2) of the loss that one more bit for one element takes away. */
+void stq_distortion_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
+                         stq_steps *steps);
+
+/* Mean squared relative error of the update by a state coded at `bits` (2 to 8), in closed loop. */
+double stq_distortion(stq_state state, uint32_t bits);
+
+/* Importance of one element of a tensor to the loss, relative to the average tensor; 2^-4 to 2^4. */
+double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *tensor);
+
+#endif

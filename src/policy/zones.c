@@ -1,0 +1,30 @@
+/* zones.c - the four zones of STQuant's figure 3: magnitude n and structural complexity r against their averages. */
+#include <math.h>
+
+#include "policy/rules.h"
+
+/* Offsets in bits of (m, v). */
+static const float offsets[][2] = {
+    [STQ_ZONE_EXEMPT] = {0, 0},     [STQ_ZONE_CRITICAL] = {1, 1},    [STQ_ZONE_MAGNITUDE] = {0, 1},
+    [STQ_ZONE_STRUCTURAL] = {1, 0}, [STQ_ZONE_REDUNDANT] = {-1, -1},
+};
+
+/* Orders the states of one zone: a fraction of a bit by how far n and r are from their averages. */
+static float order_inside_zone(const stq_policy *policy, const stq_factors *factors) {
+    if (!(factors->n > 0))
+        return -0.25f;
+    double distance = log(factors->n) - policy->log_n_average + log(factors->r) - policy->log_r_average;
+    distance = distance < -8 ? -8 : distance > 8 ? 8 : distance;
+    return (float)(distance / 32);
+}
+
+void stq_zones_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
+                    stq_steps *steps, double tau, double uniform_bits) {
+    for (uint32_t bits = 0; bits <= STQ_HIGHEST_BITS; bits++)
+        steps->gain[0][bits] = steps->gain[1][bits] = -(float)bits;
+    for (size_t i = 0; i < count; i++) {
+        const stq_policy_tensor *tensor = &tensors[choices[i].tensor];
+        choices[i].priority = (float)(uniform_bits + tau * (double)offsets[tensor->zone][choices[i].state]) +
+                              order_inside_zone(policy, &tensor->factors);
+    }
+}
