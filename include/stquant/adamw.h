@@ -45,6 +45,8 @@ typedef struct stq_adamw_config {
     int64_t exempt_below; /**< tensors with fewer global elements keep float32 states, as 1-D ones do; default 4096 */
     const stq_allocator *allocator; /**< memory for states; copied; NULL = the C library's */
     int threads;                    /**< OpenMP threads, 0 = all; the results do not depend on it */
+    stq_device device;              /**< where everything is; default STQ_DEVICE_CPU */
+    int device_index;               /**< which GPU, as the CUDA runtime counts them; default 0 */
 } stq_adamw_config;
 
 /** The defaults named above. */
@@ -63,15 +65,27 @@ STQ_API stq_status stq_adamw_create(stq_adamw **optimizer, const stq_adamw_confi
 /** Frees everything; NULL is allowed. */
 STQ_API void stq_adamw_destroy(stq_adamw *optimizer);
 
-/** What one step is given. Arrays have tensor_count entries, in the order of stq_adamw_create. */
+/**
+ * What one step is given. Arrays of pointers have tensor_count entries, in the order of stq_adamw_create(), and lie in
+ * host memory; what they point to is in the memory of the optimizer's device, as are loss_scale and found_infinite.
+ */
 typedef struct stq_step {
-    size_t size;                  /**< sizeof(stq_step) */
-    void *const *parameters;      /**< tensor.count elements of parameter_type each; updated in place */
-    const void *const *gradients; /**< tensor.count elements of gradient_type each; only read */
-    double unscale;               /**< every gradient counts as g * unscale (1 / loss scale); 1 for none; > 0 */
-    double max_gradient_norm;     /**< clip the global norm to this; 0 = do not clip */
-    bool norm_supplied;   /**< the caller knows gradient_norm (unscaled) and that it is finite or not: one pass less */
-    double gradient_norm; /**< with norm_supplied: the global norm after unscaling; not finite = skip the step */
+    size_t size;             /**< sizeof(stq_step) */
+    void *const *parameters; /**< tensor.count elements of parameter_type each; updated in place */
+    /** tensor.count elements of gradient_type each; only read. NULL leaves the tensor alone in this step: parameter and
+     * states stay, and the step is missing in the tensor's own step count, which corrects the bias of its moments */
+    const void *const *gradients;
+    double unscale;              /**< every gradient counts as g * unscale (1 / loss scale); 1 for none; > 0 */
+    double max_gradient_norm;    /**< clip the global norm to this; 0 = do not clip */
+    bool norm_supplied;          /**< the caller knows the norm, or at least that all gradients are finite or that some
+                                      are not: one pass less */
+    double gradient_norm;        /**< with norm_supplied: the global norm after unscaling; not finite = skip the step */
+    const double *norm_pointer;  /**< with norm_supplied: read the norm from here instead; NULL = gradient_norm */
+    const float *loss_scale;     /**< NULL, or one float > 0 by which `unscale` is divided */
+    const float *found_infinite; /**< NULL, or one float: other than 0 = skip the step */
+    const stq_factors *factors;  /**< NULL, or tensor_count factors in host memory, read at decision steps for tensors
+                                      with a gradient: needed where the gradients are slices */
+    void *stream;                /**< the cudaStream_t that the work is enqueued on; not used on a CPU */
 } stq_step;
 
 /** What one step did. */
@@ -85,10 +99,14 @@ typedef struct stq_step_result {
  * One AdamW step over all tensors: global norm and finite check, at decision steps factors and widths, then one fused
  * pass that decodes, updates and encodes. `result` may be NULL.
  *
- * A non-finite gradient skips the step whole and is not an error. On STQ_OUT_OF_MEMORY (a promotion could not be
+ * A non-finite gradient skips the step whole and is not an error. Without any gradient nothing happens, and no step is
+ * counted. On STQ_OUT_OF_MEMORY (a promotion could not be
  * allocated) the step is made at the old widths and the status is STQ_OK; other errors leave everything as before.
  */
 STQ_API stq_status stq_adamw_step(stq_adamw *optimizer, const stq_step *step, stq_step_result *result);
+
+/** Sets *due to whether the next step, if it is not skipped, decides widths. */
+STQ_API stq_status stq_adamw_decision_due(const stq_adamw *optimizer, bool *due);
 
 /** Replaces group `index` (learning-rate schedules). STQ_INVALID_ARGUMENT leaves it as it was. */
 STQ_API stq_status stq_adamw_set_group(stq_adamw *optimizer, size_t index, const stq_adamw_group *group);

@@ -135,7 +135,7 @@ stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
             for (int state = 0; state < 2; state++) {
                 uint32_t bits = stq_store_planes(store, i, state)->bits;
                 uint32_t target = targets[i][state];
-                if (target == bits || (target > bits) != promote)
+                if (target == bits || (target > bits) != promote || store->items[i].gradient == NULL)
                     continue;
                 stq_status status = begin_state(store, i, state, target);
                 if (status != STQ_OK) {
