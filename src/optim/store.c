@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "policy/policy.h"
 
 enum { ALIGNMENT = 64 };
 
@@ -125,23 +126,31 @@ static stq_status begin_state(stq_store *store, size_t index, int state, uint32_
     return first ? status : STQ_OK;
 }
 
+/* First widths come with the promotions. */
+static int phase_of(uint32_t from, uint32_t to) {
+    int phase = stq_policy_transition_phase(from, to);
+    return phase == 0 ? 3 : phase;
+}
+
 stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++)
             if (stq_store_planes(store, i, state)->bits != 0)
                 *out_planes(store, i, state) = *stq_store_planes(store, i, state);
-    for (int promote = 0; promote < 2; promote++)
+    bool waiting = false;
+    for (int phase = 1; phase <= 3 && !(phase == 3 && waiting); phase++)
         for (size_t i = 0; i < store->count; i++)
             for (int state = 0; state < 2; state++) {
                 uint32_t bits = stq_store_planes(store, i, state)->bits;
                 uint32_t target = targets[i][state];
-                if (target == bits || (target > bits) != promote || store->items[i].gradient == NULL)
+                if (target == bits || phase_of(bits, target) != phase || store->items[i].gradient == NULL)
                     continue;
                 stq_status status = begin_state(store, i, state, target);
                 if (status != STQ_OK) {
                     stq_store_revert(store);
                     return status;
                 }
+                waiting = waiting || (phase == 2 && out_planes(store, i, state)->bits != target);
             }
     return STQ_OK;
 }

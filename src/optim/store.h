@@ -36,7 +36,8 @@ stq_planes *stq_store_planes(stq_store *store, size_t index, int state);
 
 /*
  * Sets the out-planes for one step: at targets[index][state] where the item has a gradient and new planes fit under the
- * cap, else as the in-planes. Demotions come first, then promotions. Out of memory: a first allocation fails the call
+ * cap, else as the in-planes. They go in the order of stq_policy_transition_phase(); promotions that only add planes
+ * wait until no replacement of a base plane is waiting for room. Out of memory: a first allocation fails the call
  * (nothing is left allocated by it), a promotion is put off.
  */
 stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]);
