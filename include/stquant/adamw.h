@@ -158,6 +158,140 @@ STQ_API stq_status stq_adamw_plan(const stq_adamw_config *config, const stq_tens
  */
 STQ_API stq_status stq_adamw_digest(const stq_adamw *optimizer, uint64_t *digest);
 
+/*
+ * ---- State access: for checkpoints and for frameworks that keep states in dictionaries of their own ----
+ *
+ * The state of an optimizer is a stq_adamw_record, one stq_tensor_record a tensor, and the contents of its buffers.
+ * Saving copies the three out. Resuming creates an optimizer over the same tensors, calls stq_adamw_fit() where cap or
+ * widths may differ, then stq_adamw_restore(), and fills the buffers: raw, by their pointers, where the widths are
+ * those that were saved, or with stq_adamw_write_state(), which encodes anew. With equal widths the resumed optimizer
+ * continues byte for byte. Hyper-parameters of the groups are the caller's to set again.
+ */
+
+/** Version of the two records below. */
+#define STQ_RECORD_VERSION 1
+
+/** What an optimizer remembers besides its buffers. Fixed layout, little-endian on every supported machine. */
+typedef struct stq_adamw_record {
+    uint32_t version;          /**< STQ_RECORD_VERSION */
+    uint32_t reserved;         /**< 0 */
+    int64_t steps;             /**< made; with `seed` the state of the random numbers */
+    int64_t skipped;           /**< steps skipped because a gradient was not finite */
+    uint64_t seed;             /**< of the stochastic rounding; replaces that of the configuration */
+    uint64_t peak_bytes;       /**< largest state_bytes so far; 0 = begin anew */
+    double bits_sum;           /**< sum over steps of the all-in bits */
+    int64_t decisions;         /**< made by the policy */
+    int64_t forced;            /**< demotions that the cap forced */
+    int64_t last_step;         /**< of the last decision; 0 before the first */
+    uint64_t last_bytes;       /**< of the global states at the targets of the last decision */
+    double spent;              /**< STQ_CAP_MEAN: bytes times steps up to last_step */
+    double log_n_average;      /**< N_ema: average of log n; NaN before the first decision */
+    double log_r_average;      /**< R_ema; NaN before the first decision */
+    double log_n_peak;         /**< highest N_ema since step 30; NaN before */
+    double volatility_average; /**< of the mean volatility; NaN before it is known */
+    double reheating;          /**< 0 to 1: raised by a jump of volatility */
+} stq_adamw_record;
+
+/** What an optimizer remembers of one tensor. States are indexed by stq_state. */
+typedef struct stq_tensor_record {
+    uint8_t bits[2];     /**< widths now: 2 to 8 or 32; 0 before the first step */
+    uint8_t target[2];   /**< widths last decided; they differ from `bits` while a transition waits for room */
+    uint8_t asked[2];    /**< decisions in a row that asked for a demotion */
+    uint8_t zone;        /**< stq_zone at the last decision */
+    uint8_t reserved;    /**< 0 */
+    double last_log_n;   /**< log n at the last decision; NaN before the first */
+    stq_factors factors; /**< at the last decision; zeros before */
+} stq_tensor_record;
+
+/** Reads the record and the tensor_count tensor records. */
+STQ_API stq_status stq_adamw_save_records(const stq_adamw *optimizer, stq_adamw_record *record,
+                                          stq_tensor_record *tensors, size_t tensor_count);
+
+/**
+ * Puts the records back: counts, policy, and planes of the widths tensors[i].bits, allocated under the cap. What was
+ * in the states is gone, and what is in them now is undefined until every buffer has been written.
+ *
+ * Errors: STQ_INVALID_ARGUMENT (another tensor_count), STQ_UNSUPPORTED (another version), STQ_CORRUPT (a record
+ * contradicts itself or the tensor: named), STQ_CAP_TOO_SMALL (the widths do not fit; see stq_adamw_fit); these leave
+ * everything as it was. STQ_OUT_OF_MEMORY leaves the optimizer as stq_adamw_create() made it.
+ */
+STQ_API stq_status stq_adamw_restore(stq_adamw *optimizer, const stq_adamw_record *record,
+                                     const stq_tensor_record *tensors, size_t tensor_count);
+
+/**
+ * Changes tensors[i].bits (and target, asked) to widths that this optimizer can hold: records saved under a larger cap,
+ * another policy, or with float32 states (bits 32, as imported from a float32 AdamW). Records that fit stay untouched.
+ *
+ * *changed (may be NULL) tells whether a width changed. Errors as for stq_adamw_restore(); the optimizer is not
+ * changed.
+ */
+STQ_API stq_status stq_adamw_fit(const stq_adamw *optimizer, const stq_adamw_record *record, stq_tensor_record *tensors,
+                                 size_t tensor_count, bool *changed);
+
+/** Which array of a state a buffer is. */
+typedef enum stq_part {
+    STQ_PART_BASE = 0,   /**< base plane, bytes */
+    STQ_PART_BIT0 = 1,   /**< first bit plane, bytes; the others follow: STQ_PART_BIT0 + k */
+    STQ_PART_BIT3 = 4,   /**< last bit plane */
+    STQ_PART_SCALES = 5, /**< 16-bit scale words */
+    STQ_PART_VALUES = 6  /**< the state itself in float32 */
+} stq_part;
+
+/** Name of a part of a state, "m.base", "m.bit0", ..., "v.scales", "v.values"; static storage; NULL if there is none.
+ */
+STQ_API const char *stq_part_name(stq_state state, stq_part part);
+
+/** One array of the state. */
+typedef struct stq_buffer {
+    const char *tensor;    /**< the tensor's name, owned by the optimizer */
+    size_t index;          /**< the tensor's index */
+    stq_state state;       /**< whose moment */
+    stq_part part;         /**< which array of it */
+    uint32_t element_size; /**< 1 (planes), 2 (scale words) or 4 (float32) */
+    void *data;            /**< in the backend's memory, valid until the next step or restore */
+    uint64_t bytes;        /**< without the allocator's rounding; 1 or more */
+} stq_buffer;
+
+/**
+ * Lists all arrays of the state, by tensor, state and part. Writes at most `capacity` entries; *count receives how many
+ * there are (0 before the first step). `buffers` may be NULL with capacity 0.
+ */
+STQ_API stq_status stq_adamw_buffers(const stq_adamw *optimizer, stq_buffer *buffers, size_t capacity, size_t *count);
+
+/**
+ * Decodes a range of one state into host memory.
+ *
+ * @param optimizer  whose state
+ * @param index      the tensor's, 0 to tensor_count - 1
+ * @param state      which moment
+ * @param values     receives `count` float32 values (zeros before the first step)
+ * @param first      first element, counted in the global tensor; first .. first + count - 1 must be held here
+ * @param count      number of values, 0 or more
+ */
+STQ_API stq_status stq_adamw_read_state(const stq_adamw *optimizer, size_t index, stq_state state, float *values,
+                                        int64_t first, int64_t count);
+
+/**
+ * Writes a range of one state from host planes of any width, at the width that the optimizer has (see
+ * stq_adamw_restore). Equal widths are copied; others are decoded and encoded, v with random numbers of the seed, the
+ * step count and a stream of their own.
+ *
+ * @param optimizer  whose state
+ * @param index      the tensor's, 0 to tensor_count - 1
+ * @param state      which moment
+ * @param source     planes of the elements first .. first + count - 1 of the global tensor, blocks counted from `first`
+ * @param first      first element. What of the range is not held here is ignored; where the state is coded, blocks
+ *                   held here must lie whole in the range or not at all
+ * @param count      number of elements, 0 or more
+ * Errors: STQ_INVALID_ARGUMENT (range, cut blocks), STQ_CORRUPT (scale words that no encoder writes, moments that are
+ * not finite or, in v, negative); the range is undefined then.
+ */
+STQ_API stq_status stq_adamw_write_state(stq_adamw *optimizer, size_t index, stq_state state, const stq_planes *source,
+                                         int64_t first, int64_t count);
+
+/** Reads group `index` of the hyper-parameters. */
+STQ_API stq_status stq_adamw_get_group(const stq_adamw *optimizer, size_t index, stq_adamw_group *group);
+
 #ifdef __cplusplus
 }
 #endif

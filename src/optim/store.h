@@ -42,6 +42,12 @@ stq_planes *stq_store_planes(stq_store *store, size_t index, int state);
  */
 stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]);
 
+/*
+ * Outside a step: frees all planes and allocates those of widths[index][state] (0 = no state; 32 exactly where exempt).
+ * Contents are undefined. STQ_CAP_TOO_SMALL leaves everything as it was, STQ_OUT_OF_MEMORY no state at all.
+ */
+stq_status stq_store_set_widths(stq_store *store, const uint8_t (*widths)[2]);
+
 /* After the update pass: frees what only the in-planes had; the out-planes become the in-planes. */
 void stq_store_commit(stq_store *store);
 
