@@ -1,0 +1,100 @@
+// What the subcommands' options have in common.
+#include "command.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int64_t command_integer(const struct argp_state *state, const char *option, const char *text, int64_t minimum,
+                        int64_t maximum) {
+    char *end;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    if (end == text || *end || errno || value < minimum || value > maximum) {
+        argp_failure(state, APP_USAGE, 0, "--%s takes a whole number from %lld to %lld, not '%s'.", option,
+                     (long long)minimum, (long long)maximum, text);
+    }
+    return value;
+}
+
+double command_real(const struct argp_state *state, const char *option, const char *text, double minimum,
+                    double maximum) {
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value >= minimum && value <= maximum)) {
+        argp_failure(state, APP_USAGE, 0, "--%s takes a number from %g to %g, not '%s'.", option, minimum, maximum,
+                     text);
+    }
+    return value;
+}
+
+const struct preset *command_preset(const struct argp_state *state, const char *name) {
+    const struct preset *preset = preset_find(name);
+    if (!preset) {
+        argp_failure(state, APP_USAGE, 0, "There is no preset '%s'; the presets are %s.", name, preset_names());
+    }
+    return preset;
+}
+
+enum { LAYERS = 0x1000, WIDTH, HEADS, CONTEXT, VOCABULARY };
+
+static const struct argp_option model_options[] = {
+    {"preset", 'p', "NAME", 0, "The model: tiny (default), small, 124m, 355m, 774m or 1.5b", 0},
+    {"layers", LAYERS, "N", 0, "Transformer blocks, instead of the preset's", 0},
+    {"width", WIDTH, "N", 0, "Width of the residual stream, a multiple of the heads", 0},
+    {"heads", HEADS, "N", 0, "Attention heads", 0},
+    {"context", CONTEXT, "N", 0, "Longest sequence, in tokens", 0},
+    {"vocabulary", VOCABULARY, "N", 0, "Number of different tokens", 0},
+    {0}};
+
+static error_t parse_model(int key, char *argument, struct argp_state *state) {
+    struct command_model *model = state->input;
+    struct gpt2_config *overrides = &model->overrides;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        model->preset = preset_at(0);
+        return 0;
+    case 'p':
+        model->preset = command_preset(state, argument);
+        return 0;
+    case LAYERS:
+        overrides->layers = command_integer(state, "layers", argument, 1, 10000);
+        return 0;
+    case WIDTH:
+        overrides->width = command_integer(state, "width", argument, 1, 1 << 20);
+        return 0;
+    case HEADS:
+        overrides->heads = command_integer(state, "heads", argument, 1, 1 << 20);
+        return 0;
+    case CONTEXT:
+        overrides->context = command_integer(state, "context", argument, 1, 1 << 24);
+        return 0;
+    case VOCABULARY:
+        overrides->vocabulary = command_integer(state, "vocabulary", argument, 2, 1 << 28);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+const struct argp command_model_argp = {.options = model_options, .parser = parse_model};
+
+static int64_t either(int64_t override, int64_t preset) { return override ? override : preset; }
+
+struct gpt2_config command_model_config(const struct command_model *model, int bytes) {
+    const struct gpt2_config *preset = &model->preset->gpt2, *overrides = &model->overrides;
+    return (struct gpt2_config){.layers = either(overrides->layers, preset->layers),
+                                .width = either(overrides->width, preset->width),
+                                .heads = either(overrides->heads, preset->heads),
+                                .context = either(overrides->context, preset->context),
+                                .vocabulary = either(overrides->vocabulary, bytes ? 256 : preset->vocabulary)};
+}
+
+int command_report(const char *command, enum app_status status) {
+    if (status != APP_OK) {
+        fflush(stdout);
+        fprintf(stderr, "%s: %s\n", command, app_failure());
+    }
+    return (int)status;
+}

@@ -1,0 +1,39 @@
+// The subcommands, and what their options have in common.
+#ifndef STQUANT_COMMAND_H
+#define STQUANT_COMMAND_H
+
+#include <argp.h>
+#include <stdint.h>
+
+#include "train/gpt2.h"
+#include "train/presets.h"
+
+// Each takes its own arguments with its full name ("stquant plan") in argv[0], and returns the exit
+// status: 0, 1 when the run failed, 2 when the arguments make no sense.
+int command_train(int argc, char **argv);
+int command_plan(int argc, char **argv);
+
+// Numbers in options. Text that is no number, or one outside the range, ends the process with status 2 and
+// a sentence that names the option. `option` is its long name without dashes.
+int64_t command_integer(const struct argp_state *state, const char *option, const char *text, int64_t minimum,
+                        int64_t maximum);
+double command_real(const struct argp_state *state, const char *option, const char *text, double minimum,
+                    double maximum);
+
+// The preset of that name; ends the process with status 2 when there is none.
+const struct preset *command_preset(const struct argp_state *state, const char *name);
+
+// Options of a model's shape, as a child of a subcommand's argp; its input is a struct command_model.
+struct command_model {
+    const struct preset *preset;
+    struct gpt2_config overrides; // 0 where the preset decides
+};
+extern const struct argp command_model_argp;
+
+// The preset's shape with the overrides. `bytes`: tokens are bytes unless --vocabulary says otherwise.
+struct gpt2_config command_model_config(const struct command_model *model, int bytes);
+
+// Prints the sentence of the last failure on standard error; returns its status as exit status.
+int command_report(const char *command, enum app_status status);
+
+#endif

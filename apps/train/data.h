@@ -1,0 +1,45 @@
+// Where the training loop gets its batches from.
+#ifndef STQUANT_TRAIN_DATA_H
+#define STQUANT_TRAIN_DATA_H
+
+#include <stdint.h>
+
+#include "train/failure.h"
+#include "train/model.h"
+#include "train/text.h"
+
+struct batch_source;
+
+struct batch_source_operations {
+    // The training batch at `position` (0, 1, 2, ...): a function of the seed and the position alone, so
+    // that a run can go on from anywhere. Valid until the next call on the source.
+    void (*training)(struct batch_source *source, int64_t position, struct batch *batch);
+    // Batch `index` of the fixed validation set, 0 to validation_batches - 1; the last may be smaller.
+    void (*validation)(struct batch_source *source, int64_t index, struct batch *batch);
+    void (*destroy)(struct batch_source *source);
+};
+
+// The first member of every source.
+struct batch_source {
+    const struct batch_source_operations *operations;
+    int64_t validation_batches;
+    int64_t tokens; // of one training batch, for speeds
+};
+
+struct text_source_settings {
+    int64_t batch, length;      // B, T
+    double validation_share;    // the last part of the text, in (0, 1)
+    int64_t validation_batches; // at most; windows of the validation text do not overlap
+    uint64_t seed;
+};
+
+// Byte-level tokens of a text. Training windows start anywhere in the first part; validation windows
+// are spread evenly over the last part. `text` must outlive the source. Refuses a text of which
+// either part is shorter than a sequence. On failure *source is null.
+enum app_status text_source_create(const struct text *text, const struct text_source_settings *settings,
+                                   struct batch_source **source);
+
+// Bytes of the training part of a text.
+int64_t text_training_bytes(const struct text *text, double validation_share);
+
+#endif

@@ -1,0 +1,102 @@
+#include "train/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct log {
+    int file;
+    off_t length; // of the whole lines written
+    char path[PATH_MAX];
+};
+
+enum app_status log_open(const char *path, struct log **result) {
+    *result = NULL;
+    struct log *log = calloc(1, sizeof(*log));
+    if (!log) {
+        return app_fail(APP_FAILED, "There is no memory for the log.");
+    }
+    snprintf(log->path, sizeof(log->path), "%s", path);
+    log->file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (log->file < 0) {
+        free(log);
+        return app_fail(APP_FAILED, "Cannot write the log %s: %s.", path, strerror(errno));
+    }
+    *result = log;
+    return APP_OK;
+}
+
+static enum app_status fail(const struct log *log, int reason) {
+    return app_fail(APP_FAILED, "Writing the log %s failed: %s; free some space or choose another file with --log.",
+                    log->path, strerror(reason));
+}
+
+enum app_status log_write(struct log *log, json_t *object) {
+    if (!log) {
+        json_decref(object);
+        return APP_OK;
+    }
+    char *line = object ? json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(object);
+    if (!line) {
+        return app_fail(APP_FAILED, "There is no memory for a line of the log %s.", log->path);
+    }
+    size_t length = strlen(line), done = 0;
+    line[length++] = '\n'; // in place of the final zero
+    while (done < length) {
+        ssize_t count = write(log->file, line + done, length - done);
+        if (count < 0 && errno != EINTR) {
+            break;
+        }
+        done += count > 0 ? (size_t)count : 0;
+    }
+    int reason = errno;
+    free(line);
+    if (done < length) {
+        // A line that reached the file in part is cut off again; a file that cannot be cut is a device.
+        int cut = ftruncate(log->file, log->length);
+        (void)cut;
+        return fail(log, reason);
+    }
+    log->length += (off_t)length;
+    return APP_OK;
+}
+
+enum app_status log_close(struct log *log) {
+    if (!log) {
+        return APP_OK;
+    }
+    enum app_status status = close(log->file) == 0 ? APP_OK : fail(log, errno);
+    free(log);
+    return status;
+}
+
+json_t *log_number(double value) { return isfinite(value) ? json_real(value) : json_null(); }
+
+enum app_status log_write_file(const char *path, json_t *object) {
+    char temporary[PATH_MAX];
+    if (snprintf(temporary, sizeof(temporary), "%s.new", path) >= (int)sizeof(temporary)) {
+        json_decref(object);
+        return app_fail(APP_FAILED, "The path %s is too long.", path);
+    }
+    errno = 0;
+    FILE *file = fopen(temporary, "w");
+    int written = file && object && json_dumpf(object, file, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0 &&
+                  fputc('\n', file) != EOF && fflush(file) == 0;
+    int closed = file && fclose(file) == 0;
+    json_decref(object);
+    if (!written || !closed || rename(temporary, path) != 0) {
+        enum app_status status =
+            app_fail(APP_FAILED, "Cannot write %s: %s.", path, errno ? strerror(errno) : "there is no memory for it");
+        if (file) {
+            unlink(temporary);
+        }
+        return status;
+    }
+    return APP_OK;
+}

@@ -1,0 +1,261 @@
+#include "train/loop.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "train/progress.h"
+
+// A run whose gradients stay infinite does not recover.
+enum { SKIPS_TO_GIVE_UP = 20 };
+
+static volatile sig_atomic_t stop_signal;
+
+static void request_stop(int number) { stop_signal = number; }
+
+// The first signal asks for a stop; the second one of its kind ends the process as usual.
+static void catch_signals(struct sigaction before[2]) {
+    struct sigaction action = {.sa_handler = request_stop, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    stop_signal = 0;
+    sigaction(SIGINT, &action, &before[0]);
+    sigaction(SIGTERM, &action, &before[1]);
+}
+
+static void release_signals(const struct sigaction before[2]) {
+    sigaction(SIGINT, &before[0], NULL);
+    sigaction(SIGTERM, &before[1], NULL);
+}
+
+// One step's figures.
+struct step {
+    int64_t number;
+    double learning_rate, train_loss, validation_loss; // validation_loss is NaN where there is none
+    double seconds, optimizer_seconds;
+    stq_step_result result;
+    char *sample;
+};
+
+// The state of a running loop.
+struct run {
+    struct loop *loop;
+    struct progress progress;
+    float *step_seconds, *optimizer_seconds; // (steps of this run)
+    int64_t recorded, skipped_in_a_row;
+};
+
+static enum app_status train_step(const struct loop *loop, struct step *step) {
+    const struct loop_settings *settings = &loop->settings;
+    double begin = clock_seconds();
+    step->learning_rate = schedule_rate(&settings->schedule, step->number);
+    step->train_loss = 0;
+    parameters_clear_gradients(&loop->model->parameters);
+    for (int64_t micro = 0; micro < settings->accumulation; micro++) {
+        struct batch batch;
+        double loss = 0;
+        loop->data->operations->training(loop->data, (step->number - 1) * settings->accumulation + micro, &batch);
+        enum app_status status =
+            loop->model->operations->forward_backward(loop->model, &batch, 1.0f / (float)settings->accumulation, &loss);
+        if (status != APP_OK) {
+            return status;
+        }
+        step->train_loss += loss / (double)settings->accumulation;
+    }
+    double before_optimizer = clock_seconds();
+    enum app_status status = optimizer_step(loop->optimizer, step->learning_rate, &step->result);
+    double end = clock_seconds();
+    step->optimizer_seconds = end - before_optimizer;
+    step->seconds = end - begin;
+    return status;
+}
+
+static enum app_status validate(const struct loop *loop, double *loss) {
+    double sum = 0;
+    int64_t examples = 0;
+    for (int64_t index = 0; index < loop->data->validation_batches; index++) {
+        struct batch batch;
+        double batch_loss = 0;
+        loop->data->operations->validation(loop->data, index, &batch);
+        enum app_status status = loop->model->operations->evaluate(loop->model, &batch, &batch_loss);
+        if (status != APP_OK) {
+            return status;
+        }
+        sum += batch_loss * (double)batch.examples;
+        examples += batch.examples;
+    }
+    *loss = sum / (double)examples;
+    return APP_OK;
+}
+
+// Widths and factors of every tensor after a decision.
+static json_t *describe_tensors(const struct optimizer *optimizer) {
+    json_t *list = json_array();
+    for (int i = 0; i < optimizer->tensors; i++) {
+        stq_tensor_info info;
+        if (stq_adamw_tensor(optimizer->adamw, (size_t)i, &info) == STQ_OK) {
+            json_array_append_new(list, json_pack("{s:s, s:o, s:o, s:s, s:i, s:i}", "name", info.name, "n",
+                                                  log_number(info.factors.n), "r", log_number(info.factors.r), "zone",
+                                                  stq_zone_name(info.zone), "m_bits", (int)info.m_bits, "v_bits",
+                                                  (int)info.v_bits));
+        }
+    }
+    return list;
+}
+
+static enum app_status log_step(const struct loop *loop, const struct step *step) {
+    if (!loop->log) {
+        return APP_OK;
+    }
+    stq_memory memory = optimizer_memory(loop->optimizer);
+    double tokens = (double)(loop->data->tokens * loop->settings.accumulation);
+    json_t *line =
+        json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:o}", "step", (json_int_t)step->number, "train_loss",
+                  log_number(step->train_loss), "learning_rate", log_number(step->learning_rate), "gradient_norm",
+                  log_number(step->result.gradient_norm), "tokens_per_s", log_number(tokens / step->seconds),
+                  "state_bytes", (json_int_t)memory.state_bytes, "peak_state_bytes", (json_int_t)memory.peak_bytes,
+                  "mean_bits", log_number(memory.final_bits));
+    if (!isnan(step->validation_loss)) {
+        json_object_set_new(line, "validation_loss", log_number(step->validation_loss));
+    }
+    if (step->result.skipped) {
+        json_object_set_new(line, "skipped", json_true());
+    }
+    if (step->result.decided) {
+        json_object_set_new(line, "tensors", describe_tensors(loop->optimizer));
+    }
+    if (step->sample) {
+        json_object_set_new(line, "sample", json_string(step->sample));
+    }
+    if (loop->run && step->number == loop->settings.first_step + 1) {
+        json_object_set(line, "run", loop->run);
+    }
+    return log_write(loop->log, line);
+}
+
+static void show_step(struct run *run, const struct step *step) {
+    stq_memory memory = optimizer_memory(run->loop->optimizer);
+    double tokens = (double)(run->loop->data->tokens * run->loop->settings.accumulation);
+    struct progress_state state = {.step = step->number,
+                                   .train_loss = step->train_loss,
+                                   .validation_loss = step->validation_loss,
+                                   .tokens_per_second = tokens / step->seconds,
+                                   .state_bytes = (int64_t)memory.state_bytes,
+                                   .bits = memory.final_bits};
+    progress_step(&run->progress, &state);
+    if (step->sample) {
+        progress_clear(&run->progress);
+        printf("--- sample after step %lld\n%s\n---\n", (long long)step->number, step->sample);
+        fflush(stdout);
+    }
+}
+
+// A diverged run is told about at once, and ended when it stays so.
+static enum app_status check_finite(struct run *run, const struct step *step) {
+    if (!step->result.skipped && isfinite(step->train_loss)) {
+        run->skipped_in_a_row = 0;
+        return APP_OK;
+    }
+    progress_clear(&run->progress);
+    fprintf(stderr, "step %lld: the %s is not finite%s\n", (long long)step->number,
+            isfinite(step->train_loss) ? "gradient" : "loss",
+            step->result.skipped ? "; the step is skipped, parameters and states stay as they were" : "");
+    if (++run->skipped_in_a_row < SKIPS_TO_GIVE_UP) {
+        return APP_OK;
+    }
+    return app_fail(APP_FAILED,
+                    "The loss or its gradient was not finite for %d steps in a row; use a lower --learning-rate or "
+                    "a longer --warmup.",
+                    SKIPS_TO_GIVE_UP);
+}
+
+static int is_due(int64_t every, int64_t step, int64_t steps) {
+    return step == steps || (every > 0 && step % every == 0);
+}
+
+static enum app_status run_step(struct run *run, struct step *step) {
+    const struct loop_settings *settings = &run->loop->settings;
+    enum app_status status = train_step(run->loop, step);
+    if (status != APP_OK) {
+        return status;
+    }
+    run->step_seconds[run->recorded] = (float)step->seconds;
+    run->optimizer_seconds[run->recorded++] = (float)step->optimizer_seconds;
+    if (!stop_signal && is_due(settings->validate_every, step->number, settings->schedule.steps)) {
+        status = validate(run->loop, &step->validation_loss);
+    }
+    if (status == APP_OK && !stop_signal && settings->sample &&
+        is_due(settings->sample_every, step->number, settings->schedule.steps)) {
+        status = settings->sample(settings->sample_context, step->number, &step->sample);
+    }
+    if (status == APP_OK) {
+        status = log_step(run->loop, step);
+    }
+    if (status == APP_OK) {
+        show_step(run, step);
+        status = check_finite(run, step);
+    }
+    return status;
+}
+
+static int compare_floats(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static double median_ms(float *seconds, int64_t count) {
+    qsort(seconds, (size_t)count, sizeof(*seconds), compare_floats);
+    return count ? 1e3 * (double)(seconds[(count - 1) / 2] + seconds[count / 2]) / 2 : NAN;
+}
+
+// Takes over what a step leaves for the outcome.
+static void keep(struct loop_outcome *outcome, struct step *step) {
+    outcome->steps = step->number;
+    outcome->train_loss = step->train_loss;
+    if (!isnan(step->validation_loss)) {
+        outcome->validation_loss = step->validation_loss;
+    }
+    if (step->sample) {
+        free(outcome->sample);
+        outcome->sample = step->sample;
+    }
+}
+
+static void finish(struct run *run, struct loop_outcome *outcome) {
+    const struct loop *loop = run->loop;
+    progress_clear(&run->progress);
+    outcome->seconds = clock_seconds() - run->progress.begin;
+    outcome->signal = stop_signal;
+    outcome->skipped = stq_adamw_skipped_count(loop->optimizer->adamw);
+    outcome->step_ms = median_ms(run->step_seconds, run->recorded);
+    outcome->optimizer_ms = median_ms(run->optimizer_seconds, run->recorded);
+    outcome->tokens_per_second = 1e3 * (double)(loop->data->tokens * loop->settings.accumulation) / outcome->step_ms;
+}
+
+enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {
+    const struct loop_settings *settings = &loop->settings;
+    const int64_t steps = settings->schedule.steps - settings->first_step;
+    struct sigaction signals[2];
+    struct run run = {.loop = loop,
+                      .step_seconds = calloc((size_t)steps, sizeof(float)),
+                      .optimizer_seconds = calloc((size_t)steps, sizeof(float))};
+    *outcome = (struct loop_outcome){.steps = settings->first_step, .train_loss = NAN, .validation_loss = NAN};
+    enum app_status status = APP_OK;
+    if (!run.step_seconds || !run.optimizer_seconds) {
+        status = app_fail(APP_FAILED, "There is no memory for the times of %lld steps.", (long long)steps);
+    }
+    catch_signals(signals);
+    progress_begin(&run.progress, settings->first_step, settings->schedule.steps);
+    for (int64_t number = settings->first_step + 1;
+         status == APP_OK && !stop_signal && number <= settings->schedule.steps; number++) {
+        struct step step = {.number = number, .validation_loss = NAN};
+        status = run_step(&run, &step);
+        keep(outcome, &step);
+    }
+    finish(&run, outcome);
+    release_signals(signals);
+    free(run.step_seconds);
+    free(run.optimizer_seconds);
+    return status;
+}

@@ -1,0 +1,36 @@
+// What the training loop knows of a model.
+#ifndef STQUANT_TRAIN_MODEL_H
+#define STQUANT_TRAIN_MODEL_H
+
+#include <stdint.h>
+
+#include "train/failure.h"
+#include "train/parameters.h"
+
+// One batch, filled by a batch source (data.h). A language model reads tokens; a model of images
+// will read its own fields.
+struct batch {
+    int64_t examples;       // B
+    int64_t length;         // T, tokens of an example
+    const int32_t *inputs;  // (B, T)
+    const int32_t *targets; // (B, T): the token that follows each input
+};
+
+struct model;
+
+struct model_operations {
+    // Adds to the gradients those of factor x (mean loss of the batch); *loss = the mean loss in nats.
+    enum app_status (*forward_backward)(struct model *model, const struct batch *batch, float factor, double *loss);
+    // *loss = the mean loss in nats; gradients stay as they are.
+    enum app_status (*evaluate)(struct model *model, const struct batch *batch, double *loss);
+    void (*destroy)(struct model *model);
+};
+
+// The first member of every model.
+struct model {
+    const struct model_operations *operations;
+    struct parameter_set parameters;
+    int64_t activation_bytes; // of the arena
+};
+
+#endif

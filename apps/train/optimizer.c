@@ -1,0 +1,124 @@
+#include "train/optimizer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MATRICES, VECTORS, GROUPS };
+
+static void fill_groups(const struct optimizer_settings *settings, double learning_rate,
+                        stq_adamw_group groups[GROUPS]) {
+    groups[MATRICES] = (stq_adamw_group){.learning_rate = learning_rate,
+                                         .beta1 = settings->beta1,
+                                         .beta2 = settings->beta2,
+                                         .epsilon = settings->epsilon,
+                                         .weight_decay = settings->weight_decay};
+    groups[VECTORS] = groups[MATRICES];
+    groups[VECTORS].weight_decay = 0;
+}
+
+// How deep in the network a tensor lies, 0 to 1; the embeddings are at the input.
+static float relative_depth(const struct parameter_set *parameters, int index) {
+    return parameters->count > 1 ? (float)index / (float)(parameters->count - 1) : 0;
+}
+
+static stq_tensor *describe(const struct parameter_set *parameters) {
+    stq_tensor *tensors = calloc((size_t)parameters->count, sizeof(*tensors));
+    for (int i = 0; tensors && i < parameters->count; i++) {
+        const struct parameter *parameter = &parameters->list[i];
+        tensors[i] = stq_tensor_whole(parameter->name, parameter->rows, parameter->cols);
+        tensors[i].group = parameter->dimensions == 1 ? VECTORS : MATRICES;
+        tensors[i].depth = relative_depth(parameters, i);
+    }
+    return tensors;
+}
+
+// The library's sentence; its status decides whose fault it was.
+static enum app_status translate(stq_status status) {
+    if (status == STQ_OK) {
+        return APP_OK;
+    }
+    int usage = status == STQ_CAP_TOO_SMALL || status == STQ_INVALID_ARGUMENT;
+    return app_fail(usage ? APP_USAGE : APP_FAILED, "%s", stq_last_error());
+}
+
+static stq_adamw_config make_config(const struct optimizer_settings *settings, const stq_adamw_group *groups) {
+    stq_adamw_config config = stq_adamw_defaults();
+    config.groups = groups;
+    config.group_count = GROUPS;
+    config.policy = settings->policy;
+    config.seed = settings->seed;
+    config.error_compensation = settings->error_compensation;
+    config.threads = settings->threads;
+    return config;
+}
+
+enum app_status optimizer_create(struct optimizer *optimizer, const struct optimizer_settings *settings,
+                                 const struct parameter_set *parameters) {
+    stq_adamw_group groups[GROUPS];
+    fill_groups(settings, 0, groups);
+    stq_adamw_config config = make_config(settings, groups);
+    *optimizer = (struct optimizer){.settings = *settings, .tensors = parameters->count};
+    stq_tensor *tensors = describe(parameters);
+    optimizer->gradients = calloc((size_t)parameters->count, sizeof(*optimizer->gradients));
+    optimizer->values = calloc((size_t)parameters->count, sizeof(*optimizer->values));
+    if (!tensors || !optimizer->gradients || !optimizer->values) {
+        free(tensors);
+        optimizer_release(optimizer);
+        return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", parameters->count);
+    }
+    for (int i = 0; i < parameters->count; i++) {
+        optimizer->gradients[i] = parameters->list[i].gradients;
+        optimizer->values[i] = parameters->list[i].values;
+    }
+    enum app_status status =
+        translate(stq_adamw_create(&optimizer->adamw, &config, tensors, (size_t)parameters->count));
+    free(tensors);
+    if (status != APP_OK) {
+        optimizer_release(optimizer);
+    }
+    return status;
+}
+
+void optimizer_release(struct optimizer *optimizer) {
+    stq_adamw_destroy(optimizer->adamw);
+    free(optimizer->gradients);
+    free(optimizer->values);
+    *optimizer = (struct optimizer){0};
+}
+
+enum app_status optimizer_step(struct optimizer *optimizer, double learning_rate, stq_step_result *result) {
+    stq_adamw_group groups[GROUPS];
+    fill_groups(&optimizer->settings, learning_rate, groups);
+    for (size_t i = 0; i < GROUPS; i++) {
+        enum app_status status = translate(stq_adamw_set_group(optimizer->adamw, i, &groups[i]));
+        if (status != APP_OK) {
+            return status;
+        }
+    }
+    stq_step step = {.size = sizeof(step),
+                     .parameters = optimizer->values,
+                     .gradients = optimizer->gradients,
+                     .unscale = 1,
+                     .max_gradient_norm = optimizer->settings.clip};
+    return translate(stq_adamw_step(optimizer->adamw, &step, result));
+}
+
+stq_memory optimizer_memory(const struct optimizer *optimizer) {
+    stq_memory memory = {0};
+    stq_adamw_memory(optimizer->adamw, &memory);
+    return memory;
+}
+
+enum app_status optimizer_plan(const struct optimizer_settings *settings, const struct parameter_set *parameters,
+                               stq_memory *memory) {
+    stq_adamw_group groups[GROUPS];
+    fill_groups(settings, 0, groups);
+    stq_adamw_config config = make_config(settings, groups);
+    stq_tensor *tensors = describe(parameters);
+    if (!tensors) {
+        return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", parameters->count);
+    }
+    enum app_status status = translate(stq_adamw_plan(&config, tensors, (size_t)parameters->count, memory));
+    free(tensors);
+    return status;
+}

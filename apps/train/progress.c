@@ -1,0 +1,86 @@
+#include "train/progress.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "train/memory.h"
+
+double clock_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+void progress_begin(struct progress *progress, int64_t done, int64_t steps) {
+    *progress = (struct progress){.terminal = isatty(STDOUT_FILENO),
+                                  .steps = steps,
+                                  .first_step = done,
+                                  .plain_every = steps >= 20 ? steps / 20 : 1,
+                                  .begin = clock_seconds()};
+}
+
+const char *progress_duration(double seconds, char text[32]) {
+    if (!(seconds < 1e7)) {
+        return strcpy(text, "unknown");
+    }
+    long whole = (long)(seconds + 0.5);
+    if (whole >= 3600) {
+        snprintf(text, 32, "%ld:%02ld:%02ld", whole / 3600, whole / 60 % 60, whole % 60);
+    } else {
+        snprintf(text, 32, "%ld:%02ld", whole / 60, whole % 60);
+    }
+    return text;
+}
+
+static void compose(const struct progress *progress, const struct progress_state *state, char *line, size_t size) {
+    char bytes[32], left[32], validation[40] = "";
+    double elapsed = clock_seconds() - progress->begin;
+    double remaining = elapsed / (double)(state->step - progress->first_step) * (double)(progress->steps - state->step);
+    if (!isnan(state->validation_loss)) {
+        snprintf(validation, sizeof(validation), "  validation %.4f", state->validation_loss);
+    }
+    snprintf(line, size, "step %lld/%lld  loss %.4f%s  %.1fk tokens/s  states %s (%.2f bits)  %s left",
+             (long long)state->step, (long long)progress->steps, state->train_loss, validation,
+             state->tokens_per_second / 1000, memory_text(state->state_bytes, bytes), state->bits,
+             progress_duration(remaining, left));
+}
+
+void progress_step(struct progress *progress, const struct progress_state *state) {
+    char line[256];
+    const int validated = !isnan(state->validation_loss);
+    if (!progress->terminal) {
+        if (validated || state->step % progress->plain_every == 0) {
+            compose(progress, state, line, sizeof(line));
+            puts(line);
+            fflush(stdout);
+        }
+        return;
+    }
+    double now = clock_seconds();
+    if (!validated && state->step < progress->steps && now - progress->last_shown < 0.1) {
+        return;
+    }
+    progress->last_shown = now;
+    compose(progress, state, line, sizeof(line));
+    struct winsize window = {0};
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 && window.ws_col <= strlen(line)) {
+        line[window.ws_col - 1] = 0; // a longer one would wrap and could not be written over
+    }
+    printf("\r%s\033[K", line);
+    progress->pending = 1;
+    if (validated) {
+        progress_clear(progress); // losses on the validation set stay on the screen
+    }
+    fflush(stdout);
+}
+
+void progress_clear(struct progress *progress) {
+    if (progress->pending) {
+        printf("\n");
+        progress->pending = 0;
+    }
+}
