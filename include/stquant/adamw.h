@@ -45,6 +45,8 @@ typedef struct stq_adamw_config {
     int64_t exempt_below; /**< tensors with fewer global elements keep float32 states, as 1-D ones do; default 4096 */
     const stq_allocator *allocator; /**< memory for states; copied; NULL = the C library's */
     int threads;                    /**< OpenMP threads, 0 = all; the results do not depend on it */
+    stq_device device;              /**< where everything is; default STQ_DEVICE_CPU */
+    int device_index;               /**< which GPU, as the CUDA runtime counts them; default 0 */
 } stq_adamw_config;
 
 /** The defaults named above. */
@@ -63,15 +65,27 @@ STQ_API stq_status stq_adamw_create(stq_adamw **optimizer, const stq_adamw_confi
 /** Frees everything; NULL is allowed. */
 STQ_API void stq_adamw_destroy(stq_adamw *optimizer);
 
-/** What one step is given. Arrays have tensor_count entries, in the order of stq_adamw_create. */
+/**
+ * What one step is given. Arrays of pointers have tensor_count entries, in the order of stq_adamw_create(), and lie in
+ * host memory; what they point to is in the memory of the optimizer's device, as are loss_scale and found_infinite.
+ */
 typedef struct stq_step {
-    size_t size;                  /**< sizeof(stq_step) */
-    void *const *parameters;      /**< tensor.count elements of parameter_type each; updated in place */
-    const void *const *gradients; /**< tensor.count elements of gradient_type each; only read */
-    double unscale;               /**< every gradient counts as g * unscale (1 / loss scale); 1 for none; > 0 */
-    double max_gradient_norm;     /**< clip the global norm to this; 0 = do not clip */
-    bool norm_supplied;   /**< the caller knows gradient_norm (unscaled) and that it is finite or not: one pass less */
-    double gradient_norm; /**< with norm_supplied: the global norm after unscaling; not finite = skip the step */
+    size_t size;             /**< sizeof(stq_step) */
+    void *const *parameters; /**< tensor.count elements of parameter_type each; updated in place */
+    /** tensor.count elements of gradient_type each; only read. NULL leaves the tensor alone in this step: parameter and
+     * states stay, and the step is missing in the tensor's own step count, which corrects the bias of its moments */
+    const void *const *gradients;
+    double unscale;              /**< every gradient counts as g * unscale (1 / loss scale); 1 for none; > 0 */
+    double max_gradient_norm;    /**< clip the global norm to this; 0 = do not clip */
+    bool norm_supplied;          /**< the caller knows the norm, or at least that all gradients are finite or that some
+                                      are not: one pass less */
+    double gradient_norm;        /**< with norm_supplied: the global norm after unscaling; not finite = skip the step */
+    const double *norm_pointer;  /**< with norm_supplied: read the norm from here instead; NULL = gradient_norm */
+    const float *loss_scale;     /**< NULL, or one float > 0 by which `unscale` is divided */
+    const float *found_infinite; /**< NULL, or one float: other than 0 = skip the step */
+    const stq_factors *factors;  /**< NULL, or tensor_count factors in host memory, read at decision steps for tensors
+                                      with a gradient: needed where the gradients are slices */
+    void *stream;                /**< the cudaStream_t that the work is enqueued on; not used on a CPU */
 } stq_step;
 
 /** What one step did. */
@@ -85,10 +99,14 @@ typedef struct stq_step_result {
  * One AdamW step over all tensors: global norm and finite check, at decision steps factors and widths, then one fused
  * pass that decodes, updates and encodes. `result` may be NULL.
  *
- * A non-finite gradient skips the step whole and is not an error. On STQ_OUT_OF_MEMORY (a promotion could not be
+ * A non-finite gradient skips the step whole and is not an error. Without any gradient nothing happens, and no step is
+ * counted. On STQ_OUT_OF_MEMORY (a promotion could not be
  * allocated) the step is made at the old widths and the status is STQ_OK; other errors leave everything as before.
  */
 STQ_API stq_status stq_adamw_step(stq_adamw *optimizer, const stq_step *step, stq_step_result *result);
+
+/** Sets *due to whether the next step, if it is not skipped, decides widths. */
+STQ_API stq_status stq_adamw_decision_due(const stq_adamw *optimizer, bool *due);
 
 /** Replaces group `index` (learning-rate schedules). STQ_INVALID_ARGUMENT leaves it as it was. */
 STQ_API stq_status stq_adamw_set_group(stq_adamw *optimizer, size_t index, const stq_adamw_group *group);
@@ -139,6 +157,140 @@ STQ_API stq_status stq_adamw_plan(const stq_adamw_config *config, const stq_tens
  * digests, and different ones differ but for a chance of 2^-64. Not cryptographic.
  */
 STQ_API stq_status stq_adamw_digest(const stq_adamw *optimizer, uint64_t *digest);
+
+/*
+ * ---- State access: for checkpoints and for frameworks that keep states in dictionaries of their own ----
+ *
+ * The state of an optimizer is a stq_adamw_record, one stq_tensor_record a tensor, and the contents of its buffers.
+ * Saving copies the three out. Resuming creates an optimizer over the same tensors, calls stq_adamw_fit() where cap or
+ * widths may differ, then stq_adamw_restore(), and fills the buffers: raw, by their pointers, where the widths are
+ * those that were saved, or with stq_adamw_write_state(), which encodes anew. With equal widths the resumed optimizer
+ * continues byte for byte. Hyper-parameters of the groups are the caller's to set again.
+ */
+
+/** Version of the two records below. */
+#define STQ_RECORD_VERSION 1
+
+/** What an optimizer remembers besides its buffers. Fixed layout, little-endian on every supported machine. */
+typedef struct stq_adamw_record {
+    uint32_t version;          /**< STQ_RECORD_VERSION */
+    uint32_t reserved;         /**< 0 */
+    int64_t steps;             /**< made; with `seed` the state of the random numbers */
+    int64_t skipped;           /**< steps skipped because a gradient was not finite */
+    uint64_t seed;             /**< of the stochastic rounding; replaces that of the configuration */
+    uint64_t peak_bytes;       /**< largest state_bytes so far; 0 = begin anew */
+    double bits_sum;           /**< sum over steps of the all-in bits */
+    int64_t decisions;         /**< made by the policy */
+    int64_t forced;            /**< demotions that the cap forced */
+    int64_t last_step;         /**< of the last decision; 0 before the first */
+    uint64_t last_bytes;       /**< of the global states at the targets of the last decision */
+    double spent;              /**< STQ_CAP_MEAN: bytes times steps up to last_step */
+    double log_n_average;      /**< N_ema: average of log n; NaN before the first decision */
+    double log_r_average;      /**< R_ema; NaN before the first decision */
+    double log_n_peak;         /**< highest N_ema since step 30; NaN before */
+    double volatility_average; /**< of the mean volatility; NaN before it is known */
+    double reheating;          /**< 0 to 1: raised by a jump of volatility */
+} stq_adamw_record;
+
+/** What an optimizer remembers of one tensor. States are indexed by stq_state. */
+typedef struct stq_tensor_record {
+    uint8_t bits[2];     /**< widths now: 2 to 8 or 32; 0 before the first step */
+    uint8_t target[2];   /**< widths last decided; they differ from `bits` while a transition waits for room */
+    uint8_t asked[2];    /**< decisions in a row that asked for a demotion */
+    uint8_t zone;        /**< stq_zone at the last decision */
+    uint8_t reserved;    /**< 0 */
+    double last_log_n;   /**< log n at the last decision; NaN before the first */
+    stq_factors factors; /**< at the last decision; zeros before */
+} stq_tensor_record;
+
+/** Reads the record and the tensor_count tensor records. */
+STQ_API stq_status stq_adamw_save_records(const stq_adamw *optimizer, stq_adamw_record *record,
+                                          stq_tensor_record *tensors, size_t tensor_count);
+
+/**
+ * Puts the records back: counts, policy, and planes of the widths tensors[i].bits, allocated under the cap. What was
+ * in the states is gone, and what is in them now is undefined until every buffer has been written.
+ *
+ * Errors: STQ_INVALID_ARGUMENT (another tensor_count), STQ_UNSUPPORTED (another version), STQ_CORRUPT (a record
+ * contradicts itself or the tensor: named), STQ_CAP_TOO_SMALL (the widths do not fit; see stq_adamw_fit); these leave
+ * everything as it was. STQ_OUT_OF_MEMORY leaves the optimizer as stq_adamw_create() made it.
+ */
+STQ_API stq_status stq_adamw_restore(stq_adamw *optimizer, const stq_adamw_record *record,
+                                     const stq_tensor_record *tensors, size_t tensor_count);
+
+/**
+ * Changes tensors[i].bits (and target, asked) to widths that this optimizer can hold: records saved under a larger cap,
+ * another policy, or with float32 states (bits 32, as imported from a float32 AdamW). Records that fit stay untouched.
+ *
+ * *changed (may be NULL) tells whether a width changed. Errors as for stq_adamw_restore(); the optimizer is not
+ * changed.
+ */
+STQ_API stq_status stq_adamw_fit(const stq_adamw *optimizer, const stq_adamw_record *record, stq_tensor_record *tensors,
+                                 size_t tensor_count, bool *changed);
+
+/** Which array of a state a buffer is. */
+typedef enum stq_part {
+    STQ_PART_BASE = 0,   /**< base plane, bytes */
+    STQ_PART_BIT0 = 1,   /**< first bit plane, bytes; the others follow: STQ_PART_BIT0 + k */
+    STQ_PART_BIT3 = 4,   /**< last bit plane */
+    STQ_PART_SCALES = 5, /**< 16-bit scale words */
+    STQ_PART_VALUES = 6  /**< the state itself in float32 */
+} stq_part;
+
+/** Name of a part of a state, "m.base", "m.bit0", ..., "v.scales", "v.values"; static storage; NULL if there is none.
+ */
+STQ_API const char *stq_part_name(stq_state state, stq_part part);
+
+/** One array of the state. */
+typedef struct stq_buffer {
+    const char *tensor;    /**< the tensor's name, owned by the optimizer */
+    size_t index;          /**< the tensor's index */
+    stq_state state;       /**< whose moment */
+    stq_part part;         /**< which array of it */
+    uint32_t element_size; /**< 1 (planes), 2 (scale words) or 4 (float32) */
+    void *data;            /**< in the backend's memory, valid until the next step or restore */
+    uint64_t bytes;        /**< without the allocator's rounding; 1 or more */
+} stq_buffer;
+
+/**
+ * Lists all arrays of the state, by tensor, state and part. Writes at most `capacity` entries; *count receives how many
+ * there are (0 before the first step). `buffers` may be NULL with capacity 0.
+ */
+STQ_API stq_status stq_adamw_buffers(const stq_adamw *optimizer, stq_buffer *buffers, size_t capacity, size_t *count);
+
+/**
+ * Decodes a range of one state into host memory.
+ *
+ * @param optimizer  whose state
+ * @param index      the tensor's, 0 to tensor_count - 1
+ * @param state      which moment
+ * @param values     receives `count` float32 values (zeros before the first step)
+ * @param first      first element, counted in the global tensor; first .. first + count - 1 must be held here
+ * @param count      number of values, 0 or more
+ */
+STQ_API stq_status stq_adamw_read_state(const stq_adamw *optimizer, size_t index, stq_state state, float *values,
+                                        int64_t first, int64_t count);
+
+/**
+ * Writes a range of one state from host planes of any width, at the width that the optimizer has (see
+ * stq_adamw_restore). Equal widths are copied; others are decoded and encoded, v with random numbers of the seed, the
+ * step count and a stream of their own.
+ *
+ * @param optimizer  whose state
+ * @param index      the tensor's, 0 to tensor_count - 1
+ * @param state      which moment
+ * @param source     planes of the elements first .. first + count - 1 of the global tensor, blocks counted from `first`
+ * @param first      first element. What of the range is not held here is ignored; where the state is coded, blocks
+ *                   held here must lie whole in the range or not at all
+ * @param count      number of elements, 0 or more
+ * Errors: STQ_INVALID_ARGUMENT (range, cut blocks), STQ_CORRUPT (scale words that no encoder writes, moments that are
+ * not finite or, in v, negative); the range is undefined then.
+ */
+STQ_API stq_status stq_adamw_write_state(stq_adamw *optimizer, size_t index, stq_state state, const stq_planes *source,
+                                         int64_t first, int64_t count);
+
+/** Reads group `index` of the hyper-parameters. */
+STQ_API stq_status stq_adamw_get_group(const stq_adamw *optimizer, size_t index, stq_adamw_group *group);
 
 #ifdef __cplusplus
 }

@@ -62,6 +62,12 @@ typedef enum stq_dtype {
     STQ_FLOAT16 = 2   /**< parameters are written rounded to nearest even */
 } stq_dtype;
 
+/** What holds parameters, gradients and states, and computes the steps. */
+typedef enum stq_device {
+    STQ_DEVICE_CPU = 0,
+    STQ_DEVICE_CUDA = 1 /**< only in builds with CUDA; others answer STQ_UNSUPPORTED */
+} stq_device;
+
 /** Bytes of one element: 4, 2 or 2; 0 for an unknown dtype. */
 STQ_API size_t stq_dtype_size(stq_dtype dtype);
 

@@ -5,6 +5,7 @@
 #include <stquant/adamw.h>
 #include <stquant/base.h>
 #include <stquant/policy.h>
+#include <stquant/qat.h>
 #include <stquant/quant.h>
 #include <stquant/score.h>
 

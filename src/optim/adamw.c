@@ -32,15 +32,16 @@ static stq_status allocate_records(stq_adamw *o, const stq_tensor *tensors) {
     uint64_t *bytes = &o->store.record_bytes;
     *bytes = sizeof *o;
     o->groups = record(o->group_count, sizeof *o->groups, bytes);
-    o->coefficients = record(o->group_count, sizeof *o->coefficients, bytes);
+    o->coefficients = record(o->group_count + o->tensor_count, sizeof *o->coefficients, bytes);
     o->tensors = record(o->tensor_count, sizeof *o->tensors, bytes);
     o->name_storage = record(names, 1, bytes);
     o->exempt = record(o->tensor_count, sizeof *o->exempt, bytes);
+    o->missed = record(o->tensor_count, sizeof *o->missed, bytes);
     o->decided = record(o->tensor_count, sizeof *o->decided, bytes);
     o->targets = record(o->tensor_count, sizeof *o->targets, bytes);
     o->store.items = record(o->tensor_count, sizeof *o->store.items, bytes);
-    if (!o->groups || !o->coefficients || !o->tensors || !o->name_storage || !o->exempt || !o->decided || !o->targets ||
-        !o->store.items)
+    if (!o->groups || !o->coefficients || !o->tensors || !o->name_storage || !o->exempt || !o->missed || !o->decided ||
+        !o->targets || !o->store.items)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the records of %zu tensors.", o->tensor_count);
     return STQ_OK;
 }
@@ -156,6 +157,7 @@ void stq_adamw_destroy(stq_adamw *optimizer) {
     free(optimizer->tensors);
     free(optimizer->name_storage);
     free(optimizer->exempt);
+    free(optimizer->missed);
     free(optimizer->decided);
     free(optimizer->targets);
     free(optimizer->store.items);

@@ -11,15 +11,16 @@
 
 typedef struct stq_backend {
     const char *name;
-    /* Sum of squares of all gradients, unscaled, in the fixed order of score/sums.h; not finite if a gradient is not.
-     */
+    /* Sum of squares of all gradients that there are, unscaled, in the fixed order of score/sums.h; not finite if a
+     * gradient is not. */
     stq_status (*sum_squares)(void *context, const stq_item *items, size_t count, double *sum);
     /* Factors of one whole tensor's gradient, see stq_score_factors(). */
     stq_status (*factors)(void *context, const stq_tensor *tensor, const stq_item *item, double unscale,
                           stq_factors *factors);
-    /* The fused pass over all items: decode in-planes, AdamW, encode out-planes. coefficients are indexed by
-     * item->group. */
-    stq_status (*update)(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients);
+    /* The fused pass over all items that have a gradient: decode in-planes, AdamW, encode out-planes. coefficients are
+     * indexed by item->group. */
+    stq_status (*update)(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients,
+                         size_t coefficient_count);
     /* Copies between the backend's memory and the host's, ordered after the work enqueued so far. */
     stq_status (*read)(void *context, void *host, const void *source, uint64_t bytes);
     stq_status (*write)(void *context, void *target, const void *host, uint64_t bytes);

@@ -51,6 +51,8 @@ stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *ten
     if (config->size != sizeof *config || config->policy.size != sizeof config->policy)
         return stq_error(STQ_INVALID_ARGUMENT,
                          "The configuration has another version's size; start from stq_adamw_defaults().");
+    if (config->device != STQ_DEVICE_CPU)
+        return stq_error(STQ_UNSUPPORTED, "This build of stquant has no device %d; use the CPU.", (int)config->device);
     if (tensors == NULL || tensor_count == 0 || tensor_count > UINT32_MAX)
         return stq_error(STQ_INVALID_ARGUMENT, "An optimizer needs at least one tensor.");
     if ((config->groups == NULL) != (config->group_count == 0))

@@ -11,6 +11,11 @@ static int thread_count(const stq_cpu *cpu) { return stq_thread_count(cpu->threa
 
 static int64_t segment_count(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
 
+/* Elements and blocks that take part in this step. */
+static int64_t active_count(const stq_item *item) { return item->gradient ? item->count : 0; }
+
+static int64_t active_blocks(const stq_item *item) { return stq_block_count(active_count(item)); }
+
 int64_t stq_cpu_segment_count(const stq_item *items, size_t count) {
     int64_t segments = 0;
     for (size_t i = 0; i < count; i++)
@@ -23,7 +28,7 @@ static void sum_range(const stq_item *items, double *sums, int64_t first, int64_
     int64_t before = 0;
     for (size_t i = 0; before < end; i++) {
         const stq_item *item = &items[i];
-        int64_t segments = segment_count(item->count);
+        int64_t segments = segment_count(active_count(item));
         for (int64_t s = first > before ? first - before : 0; s < segments && before + s < end; s++) {
             int64_t left = item->count - s * STQ_SEGMENT;
             const uint8_t *from =
@@ -37,7 +42,9 @@ static void sum_range(const stq_item *items, double *sums, int64_t first, int64_
 
 static stq_status sum_squares(void *context, const stq_item *items, size_t count, double *sum) {
     stq_cpu *cpu = context;
-    int64_t segments = stq_cpu_segment_count(items, count);
+    int64_t segments = 0;
+    for (size_t i = 0; i < count; i++)
+        segments += segment_count(active_count(&items[i]));
 #pragma omp parallel num_threads(thread_count(cpu))
     {
         int64_t thread = omp_get_thread_num();
@@ -47,9 +54,9 @@ static stq_status sum_squares(void *context, const stq_item *items, size_t count
     stq_tree total = {.count = 0};
     int64_t before = 0;
     for (size_t i = 0; i < count; i++) {
-        double of_tensor = stq_tree_sum(cpu->segment_sums + before, segment_count(items[i].count));
+        double of_tensor = stq_tree_sum(cpu->segment_sums + before, segment_count(active_count(&items[i])));
         stq_tree_add(&total, &of_tensor, 1);
-        before += segment_count(items[i].count);
+        before += segment_count(active_count(&items[i]));
     }
     *sum = stq_tree_finish(&total);
     return STQ_OK;
@@ -63,7 +70,7 @@ static stq_status factors(void *context, const stq_tensor *tensor, const stq_ite
 static int64_t total_blocks(const stq_item *items, size_t count) {
     int64_t blocks = 0;
     for (size_t i = 0; i < count; i++)
-        blocks += stq_block_count(items[i].count);
+        blocks += active_blocks(&items[i]);
     return blocks;
 }
 
@@ -72,7 +79,7 @@ static void step_range(const stq_kernels *kernels, const stq_item *items, const 
                        int64_t first, int64_t end) {
     int64_t before = 0;
     for (size_t i = 0; before < end; i++) {
-        int64_t blocks = stq_block_count(items[i].count);
+        int64_t blocks = active_blocks(&items[i]);
         int64_t from = first > before ? first - before : 0;
         int64_t to = end - before < blocks ? end - before : blocks;
         if (from < to)
@@ -81,7 +88,9 @@ static void step_range(const stq_kernels *kernels, const stq_item *items, const 
     }
 }
 
-static stq_status update(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients) {
+static stq_status update(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients,
+                         size_t coefficient_count) {
+    (void)coefficient_count;
     const stq_kernels *kernels = stq_select_kernels();
     int64_t blocks = total_blocks(items, count);
 #pragma omp parallel num_threads(thread_count(context))

@@ -17,12 +17,14 @@ struct stq_adamw {
 
     size_t group_count;
     stq_adamw_group *groups;
-    stq_coefficients *coefficients; /* one a group, of the present step */
+    stq_coefficients *coefficients; /* of the present step: one a group, then those of tensors that missed steps */
+    size_t coefficient_count;
 
     size_t tensor_count;
     stq_tensor *tensors; /* copies; names are in name_storage */
     char *name_storage;
     bool *exempt;               /* float32 states */
+    int64_t *missed;            /* steps made without a gradient of the tensor */
     stq_policy_tensor *decided; /* the policy's view */
     uint8_t (*targets)[2];      /* widths decided, carried out as room allows */
     stq_policy policy;

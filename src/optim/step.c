@@ -19,29 +19,55 @@ static stq_status check_step(const stq_adamw *o, const stq_step *step) {
     if (step->parameters == NULL || step->gradients == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "A step needs parameters and gradients.");
     for (size_t i = 0; i < o->tensor_count; i++)
-        if (o->tensors[i].count > 0 && (step->parameters[i] == NULL || step->gradients[i] == NULL))
-            return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' has no parameter or no gradient in this step.",
+        if (o->tensors[i].count > 0 && step->gradients[i] != NULL && step->parameters[i] == NULL)
+            return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' has a gradient but no parameter in this step.",
                              o->tensors[i].name);
     return STQ_OK;
 }
 
-static stq_status gradient_norm(stq_adamw *o, const stq_step *step, double *norm) {
-    *norm = step->gradient_norm;
+/* Returns whether any tensor takes part. */
+static bool attach(stq_adamw *o, const stq_step *step) {
+    bool any = false;
+    for (size_t i = 0; i < o->tensor_count; i++) {
+        o->store.items[i].parameter = step->parameters[i];
+        o->store.items[i].gradient = step->gradients[i];
+        any = any || step->gradients[i] != NULL;
+    }
+    return any;
+}
+
+static stq_status gradient_norm(stq_adamw *o, const stq_step *step, double unscale, double *norm) {
+    *norm = step->norm_pointer ? *step->norm_pointer : step->gradient_norm;
     if (step->norm_supplied)
         return STQ_OK;
     double sum;
     STQ_CHECK(o->backend->sum_squares(o->backend_context, o->store.items, o->tensor_count, &sum));
-    *norm = sqrt(sum) * step->unscale;
+    *norm = sqrt(sum) * unscale;
     return STQ_OK;
 }
 
-static stq_status decide(stq_adamw *o, double unscale, int64_t step_number) {
+/* Factors of tensor `index`, from the caller or computed; a tensor without a gradient keeps those it had. */
+static stq_status factors_of(stq_adamw *o, size_t index, const stq_step *step, double unscale) {
+    stq_factors *factors = &o->decided[index].factors;
+    if (o->exempt[index])
+        return STQ_OK;
+    if (step->gradients[index] == NULL) {
+        if (factors->r == 0)
+            factors->r = 1;
+        return STQ_OK;
+    }
+    if (step->factors == NULL)
+        return o->backend->factors(o->backend_context, &o->tensors[index], &o->store.items[index], unscale, factors);
+    *factors = step->factors[index];
+    return STQ_OK;
+}
+
+static stq_status decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number) {
     stq_policy_kind kind = o->policy.config.kind;
     bool needs_factors = kind == STQ_POLICY_ZONES || kind == STQ_POLICY_RATE_DISTORTION;
     for (size_t i = 0; i < o->tensor_count; i++) {
-        if (needs_factors && !o->exempt[i])
-            STQ_CHECK(o->backend->factors(o->backend_context, &o->tensors[i], &o->store.items[i], unscale,
-                                          &o->decided[i].factors));
+        if (needs_factors)
+            STQ_CHECK(factors_of(o, i, step, unscale));
         for (int state = 0; state < 2; state++)
             o->decided[i].bits[state] = (uint8_t)stq_store_planes(&o->store, i, state)->bits;
     }
@@ -52,39 +78,68 @@ static stq_status decide(stq_adamw *o, double unscale, int64_t step_number) {
     return STQ_OK;
 }
 
-static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_number) {
-    STQ_CHECK(stq_store_begin(&o->store, o->targets));
+/* Coefficients of the groups, and after them those of tensors that missed steps: their moments have seen fewer
+ * gradients. Random numbers go by the optimizer's step count everywhere. */
+static void set_coefficients(stq_adamw *o, double gradient_factor, int64_t step_number) {
+    o->coefficient_count = o->group_count;
     for (size_t i = 0; i < o->group_count; i++)
         o->coefficients[i] = stq_step_coefficients(&o->groups[i], gradient_factor, o->error_compensation, o->seed,
                                                    (uint64_t)step_number);
-    stq_status status = o->backend->update(o->backend_context, o->store.items, o->tensor_count, o->coefficients);
+    for (size_t i = 0; i < o->tensor_count; i++) {
+        uint32_t group = o->tensors[i].group;
+        o->store.items[i].group = group;
+        if (o->missed[i] == 0 || o->store.items[i].gradient == NULL)
+            continue;
+        stq_coefficients *own = &o->coefficients[o->coefficient_count];
+        *own = stq_step_coefficients(&o->groups[group], gradient_factor, o->error_compensation, o->seed,
+                                     (uint64_t)(step_number - o->missed[i]));
+        own->step_key = o->coefficients[group].step_key;
+        o->store.items[i].group = (uint32_t)o->coefficient_count++;
+    }
+}
+
+static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_number) {
+    STQ_CHECK(stq_store_begin(&o->store, o->targets));
+    set_coefficients(o, gradient_factor, step_number);
+    stq_status status =
+        o->backend->update(o->backend_context, o->store.items, o->tensor_count, o->coefficients, o->coefficient_count);
     if (status != STQ_OK) {
         stq_store_revert(&o->store);
         return status;
     }
     stq_store_commit(&o->store);
     o->steps = step_number;
+    for (size_t i = 0; i < o->tensor_count; i++)
+        if (o->store.items[i].gradient == NULL)
+            o->missed[i]++;
     o->bits_sum += 4.0 * (double)o->store.pool.bytes / (double)(o->parameters ? o->parameters : 1);
+    return STQ_OK;
+}
+
+stq_status stq_adamw_decision_due(const stq_adamw *o, bool *due) {
+    *due = stq_policy_due(&o->policy, o->steps + 1);
     return STQ_OK;
 }
 
 stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *result) {
     STQ_CHECK(check_step(o, step));
-    for (size_t i = 0; i < o->tensor_count; i++) {
-        o->store.items[i].parameter = step->parameters[i];
-        o->store.items[i].gradient = step->gradients[i];
-    }
     stq_step_result done = {0};
-    STQ_CHECK(gradient_norm(o, step, &done.gradient_norm));
-    done.skipped = !isfinite(done.gradient_norm);
+    if (!attach(o, step)) {
+        if (result)
+            *result = done;
+        return STQ_OK;
+    }
+    double unscale = step->loss_scale ? step->unscale / (double)*step->loss_scale : step->unscale;
+    STQ_CHECK(gradient_norm(o, step, unscale, &done.gradient_norm));
+    done.skipped = !isfinite(done.gradient_norm) || (step->found_infinite && *step->found_infinite != 0.0f);
     if (done.skipped) {
         o->skipped++;
     } else {
         int64_t step_number = o->steps + 1;
         done.decided = stq_policy_due(&o->policy, step_number);
         if (done.decided)
-            STQ_CHECK(decide(o, step->unscale, step_number));
-        STQ_CHECK(update(o, step->unscale * stq_clip_factor(done.gradient_norm, step->max_gradient_norm), step_number));
+            STQ_CHECK(decide(o, step, unscale, step_number));
+        STQ_CHECK(update(o, unscale * stq_clip_factor(done.gradient_norm, step->max_gradient_norm), step_number));
     }
     if (result)
         *result = done;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "policy/policy.h"
 
 enum { ALIGNMENT = 64 };
 
@@ -125,23 +126,31 @@ static stq_status begin_state(stq_store *store, size_t index, int state, uint32_
     return first ? status : STQ_OK;
 }
 
+/* First widths come with the promotions. */
+static int phase_of(uint32_t from, uint32_t to) {
+    int phase = stq_policy_transition_phase(from, to);
+    return phase == 0 ? 3 : phase;
+}
+
 stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++)
             if (stq_store_planes(store, i, state)->bits != 0)
                 *out_planes(store, i, state) = *stq_store_planes(store, i, state);
-    for (int promote = 0; promote < 2; promote++)
+    bool waiting = false;
+    for (int phase = 1; phase <= 3 && !(phase == 3 && waiting); phase++)
         for (size_t i = 0; i < store->count; i++)
             for (int state = 0; state < 2; state++) {
                 uint32_t bits = stq_store_planes(store, i, state)->bits;
                 uint32_t target = targets[i][state];
-                if (target == bits || (target > bits) != promote)
+                if (target == bits || phase_of(bits, target) != phase || store->items[i].gradient == NULL)
                     continue;
                 stq_status status = begin_state(store, i, state, target);
                 if (status != STQ_OK) {
                     stq_store_revert(store);
                     return status;
                 }
+                waiting = waiting || (phase == 2 && out_planes(store, i, state)->bits != target);
             }
     return STQ_OK;
 }
@@ -173,6 +182,59 @@ void stq_store_revert(stq_store *store) {
                 out->bits = 0;
             }
         }
+}
+
+/* No state: only the arena's pointers stay. */
+static void clear_state(stq_store *store, size_t index, int state) {
+    stq_planes *in = stq_store_planes(store, index, state);
+    stq_planes *out = out_planes(store, index, state);
+    release_difference(store, in, NULL, store->items[index].count);
+    *out =
+        coded(in->bits) ? (stq_planes){.scales = in->scales} : (stq_planes){.base = out->base, .scales = out->scales};
+    *in = (stq_planes){.bits = 0};
+}
+
+static uint64_t charged_planes(const stq_store *store, int64_t count, uint32_t bits) {
+    uint64_t bytes = 0;
+    for (uint32_t k = 0; coded(bits) && k < stq_plane_count(bits); k++)
+        bytes += stq_pool_charge(&store->pool, stq_plane_bytes(count, bits, k));
+    return bytes;
+}
+
+static stq_status check_room(stq_store *store, const uint8_t (*widths)[2]) {
+    uint64_t bytes = store->pool.bytes;
+    for (size_t i = 0; i < store->count; i++)
+        for (int state = 0; state < 2; state++)
+            bytes += charged_planes(store, store->items[i].count, widths[i][state]) -
+                     charged_planes(store, store->items[i].count, stq_store_planes(store, i, state)->bits);
+    if (store->pool.cap != 0 && bytes > store->pool.cap)
+        return stq_error(STQ_CAP_TOO_SMALL, "The saved widths take %llu bytes, the cap is %llu.",
+                         (unsigned long long)bytes, (unsigned long long)store->pool.cap);
+    return STQ_OK;
+}
+
+static void clear_all(stq_store *store) {
+    for (size_t i = 0; i < store->count; i++)
+        for (int state = 0; state < 2; state++)
+            clear_state(store, i, state);
+}
+
+stq_status stq_store_set_widths(stq_store *store, const uint8_t (*widths)[2]) {
+    STQ_CHECK(check_room(store, widths));
+    clear_all(store);
+    for (size_t i = 0; i < store->count; i++)
+        for (int state = 0; state < 2; state++) {
+            stq_status status = widths[i][state] == 0 ? STQ_OK : begin_state(store, i, state, widths[i][state]);
+            *stq_store_planes(store, i, state) = *out_planes(store, i, state);
+            if (widths[i][state] == 0)
+                *stq_store_planes(store, i, state) = (stq_planes){.bits = 0};
+            if (status != STQ_OK) {
+                *stq_store_planes(store, i, state) = (stq_planes){.bits = 0};
+                clear_all(store);
+                return status;
+            }
+        }
+    return STQ_OK;
 }
 
 void stq_store_close(stq_store *store) {

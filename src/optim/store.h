@@ -35,11 +35,18 @@ void stq_store_close(stq_store *store);
 stq_planes *stq_store_planes(stq_store *store, size_t index, int state);
 
 /*
- * Sets the out-planes for one step: at targets[index][state] where new planes fit under the cap, else as the in-planes.
- * Demotions come first, then promotions. Out of memory: a first allocation fails the call (nothing is left allocated by
- * it), a promotion is put off.
+ * Sets the out-planes for one step: at targets[index][state] where the item has a gradient and new planes fit under the
+ * cap, else as the in-planes. They go in the order of stq_policy_transition_phase(); promotions that only add planes
+ * wait until no replacement of a base plane is waiting for room. Out of memory: a first allocation fails the call
+ * (nothing is left allocated by it), a promotion is put off.
  */
 stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]);
+
+/*
+ * Outside a step: frees all planes and allocates those of widths[index][state] (0 = no state; 32 exactly where exempt).
+ * Contents are undefined. STQ_CAP_TOO_SMALL leaves everything as it was, STQ_OUT_OF_MEMORY no state at all.
+ */
+stq_status stq_store_set_widths(stq_store *store, const uint8_t (*widths)[2]);
 
 /* After the update pass: frees what only the in-planes had; the out-planes become the in-planes. */
 void stq_store_commit(stq_store *store);

@@ -15,8 +15,9 @@
 
 #define STQ_BITS_FLOAT32 32u
 
-/* One tensor's slice in one step. In-planes are decoded, out-planes are encoded; they are the same unless the width
- * changes in this step. A transition may share the base plane: a block is decoded whole before it is encoded. */
+/* One tensor's slice in one step; without a gradient (NULL) it takes no part. In-planes are decoded, out-planes are
+ * encoded; they are the same unless the width changes in this step. A transition may share the base plane: a block is
+ * decoded whole before it is encoded. */
 typedef struct stq_item {
     void *parameter;
     const void *gradient;
@@ -27,7 +28,7 @@ typedef struct stq_item {
     int64_t count;       /* elements here */
     int64_t first_block; /* global index of the first block: random numbers do not depend on slicing */
     uint32_t tensor;     /* the tensor's index in its optimizer */
-    uint32_t group;      /* index of its coefficients */
+    uint32_t group;      /* index of its coefficients in this step */
     uint32_t parameter_type;
     uint32_t gradient_type;
 } stq_item;

@@ -1,0 +1,341 @@
+/*
+ * state.c - the optimizer's state, out and in: records, the list of buffers, and single states as float32 or as planes
+ * of another width. Records come from files, so that nothing in them is trusted.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "optim/optimizer.h"
+#include "quant/codec.h"
+
+_Static_assert(sizeof(stq_adamw_record) == 128, "the record's layout is public");
+_Static_assert(sizeof(stq_tensor_record) == 80, "the record's layout is public");
+
+static void save_tensor(const stq_adamw *o, size_t i, stq_tensor_record *record) {
+    const stq_policy_tensor *decided = &o->decided[i];
+    *record =
+        (stq_tensor_record){.zone = decided->zone, .last_log_n = decided->last_log_n, .factors = decided->factors};
+    record->bits[STQ_FIRST_MOMENT] = (uint8_t)o->store.items[i].m_in.bits;
+    record->bits[STQ_SECOND_MOMENT] = (uint8_t)o->store.items[i].v_in.bits;
+    for (int state = 0; state < 2; state++) {
+        record->target[state] = o->targets[i][state];
+        record->asked[state] = decided->asked[state];
+    }
+}
+
+static stq_status check_count(const stq_adamw *o, size_t tensor_count) {
+    if (tensor_count == o->tensor_count)
+        return STQ_OK;
+    return stq_error(STQ_INVALID_ARGUMENT, "%zu tensor records for an optimizer over %zu tensors.", tensor_count,
+                     o->tensor_count);
+}
+
+stq_status stq_adamw_save_records(const stq_adamw *o, stq_adamw_record *record, stq_tensor_record *tensors,
+                                  size_t tensor_count) {
+    STQ_CHECK(check_count(o, tensor_count));
+    const stq_policy *policy = &o->policy;
+    *record = (stq_adamw_record){
+        .version = STQ_RECORD_VERSION,
+        .steps = o->steps,
+        .skipped = o->skipped,
+        .seed = o->seed,
+        .peak_bytes = o->store.pool.peak,
+        .bits_sum = o->bits_sum,
+        .decisions = policy->decisions,
+        .forced = policy->forced,
+        .last_step = policy->last_step,
+        .last_bytes = policy->last_bytes,
+        .spent = policy->spent,
+        .log_n_average = policy->log_n_average,
+        .log_r_average = policy->log_r_average,
+        .log_n_peak = policy->log_n_peak,
+        .volatility_average = policy->volatility_average,
+        .reheating = policy->reheating,
+    };
+    for (size_t i = 0; i < tensor_count; i++)
+        save_tensor(o, i, &tensors[i]);
+    return STQ_OK;
+}
+
+/* Logarithms of doubles, and what is made of them, lie far inside this. */
+static bool is_logarithm(double x) { return isnan(x) || fabs(x) <= 1000.0; }
+
+static stq_status check_record(const stq_adamw_record *record) {
+    if (record->version != STQ_RECORD_VERSION)
+        return stq_error(STQ_UNSUPPORTED, "The optimizer's record has version %u; this library reads version %d.",
+                         record->version, STQ_RECORD_VERSION);
+    if (record->steps < 0 || record->steps > INT64_MAX / 2 || record->skipped < 0)
+        return stq_error(STQ_CORRUPT, "The optimizer's record counts %lld steps and %lld skipped ones.",
+                         (long long)record->steps, (long long)record->skipped);
+    if (record->decisions < 0 || record->forced < 0 || record->last_step < 0 || record->last_step > record->steps + 1 ||
+        record->last_bytes > INT64_MAX)
+        return stq_error(STQ_CORRUPT, "The optimizer's record counts %lld decisions, the last at step %lld of %lld.",
+                         (long long)record->decisions, (long long)record->last_step, (long long)record->steps);
+    if (!is_logarithm(record->log_n_average) || !is_logarithm(record->log_r_average) ||
+        !is_logarithm(record->log_n_peak))
+        return stq_error(STQ_CORRUPT, "The optimizer's record has averages of log n and log r of %g and %g, peak %g.",
+                         record->log_n_average, record->log_r_average, record->log_n_peak);
+    if (!(record->reheating >= 0 && record->reheating <= 1) || record->volatility_average < 0 ||
+        isinf(record->volatility_average))
+        return stq_error(STQ_CORRUPT, "The optimizer's record has a reheating of %g and a mean volatility of %g.",
+                         record->reheating, record->volatility_average);
+    if (!(record->bits_sum >= 0 && record->bits_sum < 1e30) || !(record->spent >= 0 && record->spent < 1e30))
+        return stq_error(STQ_CORRUPT, "The optimizer's record has sums of %g bits and %g bytes.", record->bits_sum,
+                         record->spent);
+    return STQ_OK;
+}
+
+static bool is_coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
+
+static bool is_width(uint32_t bits) { return bits == 0 || is_coded(bits) || bits == STQ_BITS_FLOAT32; }
+
+static bool factors_are_finite(const stq_factors *f) {
+    return isfinite(f->n) && f->n >= 0 && isfinite(f->r) && (f->r > 0 || (f->r == 0 && f->n == 0)) &&
+           isfinite(f->sharpness) && isfinite(f->kurtosis) && isfinite(f->row_spread) && isfinite(f->near_zero) &&
+           isfinite(f->volatility) && isfinite(f->depth);
+}
+
+static stq_status check_tensor_record(const stq_adamw *o, size_t i, const stq_adamw_record *record,
+                                      const stq_tensor_record *tensor) {
+    const char *name = o->tensors[i].name;
+    for (int state = 0; state < 2; state++)
+        if (!is_width(tensor->bits[state]) || !is_width(tensor->target[state]) ||
+            (tensor->bits[state] == 0) != (record->steps == 0) ||
+            (tensor->bits[state] == STQ_BITS_FLOAT32) != (tensor->bits[0] == STQ_BITS_FLOAT32))
+            return stq_error(STQ_CORRUPT, "Tensor '%s': widths %u and %u (targets %u and %u) after %lld steps.", name,
+                             tensor->bits[0], tensor->bits[1], tensor->target[0], tensor->target[1],
+                             (long long)record->steps);
+    if (tensor->zone > STQ_ZONE_REDUNDANT)
+        return stq_error(STQ_CORRUPT, "Tensor '%s': there is no zone %u.", name, tensor->zone);
+    if (!is_logarithm(tensor->last_log_n) || !factors_are_finite(&tensor->factors))
+        return stq_error(STQ_CORRUPT, "Tensor '%s': its factors are not finite.", name);
+    return STQ_OK;
+}
+
+static stq_status check_records(const stq_adamw *o, const stq_adamw_record *record, const stq_tensor_record *tensors,
+                                size_t tensor_count) {
+    STQ_CHECK(check_count(o, tensor_count));
+    STQ_CHECK(check_record(record));
+    for (size_t i = 0; i < tensor_count; i++)
+        STQ_CHECK(check_tensor_record(o, i, record, &tensors[i]));
+    return STQ_OK;
+}
+
+/* ---- Widths that this optimizer can hold ---- */
+
+static bool width_is_held(const stq_adamw *o, size_t i, int state, uint32_t bits) {
+    const stq_policy_config *policy = &o->policy.config;
+    uint32_t given = o->decided[i].given[state];
+    if (o->exempt[i])
+        return bits == STQ_BITS_FLOAT32;
+    if (given != 0)
+        return bits == given;
+    if (policy->kind == STQ_POLICY_FIXED)
+        return bits == (state == STQ_FIRST_MOMENT ? policy->fixed_m_bits : policy->fixed_v_bits);
+    return bits >= policy->lowest_bits && bits <= policy->highest_bits;
+}
+
+static bool fits(const stq_adamw *o, const stq_tensor_record *tensors) {
+    uint64_t bytes = o->policy.fixed_bytes;
+    for (size_t i = 0; i < o->tensor_count; i++)
+        for (int state = 0; state < 2; state++) {
+            if (!width_is_held(o, i, state, tensors[i].bits[state]))
+                return false;
+            if (!o->exempt[i])
+                bytes += stq_policy_plane_bytes(o->decided[i].count, tensors[i].bits[state], o->policy.granularity);
+        }
+    return o->policy.cap_bytes == 0 || o->policy.config.cap_mode == STQ_CAP_MEAN || bytes <= o->policy.cap_bytes;
+}
+
+static stq_policy restored_policy(const stq_adamw *o, const stq_adamw_record *record) {
+    stq_policy policy = o->policy;
+    policy.decisions = record->decisions;
+    policy.forced = record->forced;
+    policy.last_step = record->last_step;
+    policy.last_bytes = record->last_bytes;
+    policy.spent = record->spent;
+    policy.log_n_average = record->log_n_average;
+    policy.log_r_average = record->log_r_average;
+    policy.log_n_peak = record->log_n_peak;
+    policy.volatility_average = record->volatility_average;
+    policy.reheating = record->reheating;
+    return policy;
+}
+
+static stq_policy_tensor restored_tensor(const stq_adamw *o, size_t i, const stq_tensor_record *record) {
+    stq_policy_tensor tensor = o->decided[i];
+    tensor.factors = record->factors;
+    tensor.last_log_n = record->last_log_n;
+    tensor.zone = record->zone;
+    for (int state = 0; state < 2; state++) {
+        tensor.bits[state] = record->bits[state];
+        tensor.target[state] = record->target[state];
+        tensor.asked[state] = record->asked[state];
+    }
+    return tensor;
+}
+
+/* The policy's view for a decision outside a run: from the recorded widths where all of them are coded, else free. */
+static void view_tensors(const stq_adamw *o, const stq_tensor_record *tensors, stq_policy_tensor *views) {
+    const stq_policy_config *config = &o->policy.config;
+    bool coded = true;
+    for (size_t i = 0; i < o->tensor_count; i++)
+        coded = coded && (o->exempt[i] || is_coded(tensors[i].bits[0]));
+    for (size_t i = 0; i < o->tensor_count; i++) {
+        views[i] = restored_tensor(o, i, &tensors[i]);
+        for (int state = 0; state < 2; state++) {
+            uint32_t bits = views[i].bits[state];
+            bits = bits < config->lowest_bits ? config->lowest_bits : bits;
+            bits = bits > config->highest_bits ? config->highest_bits : bits;
+            views[i].bits[state] = (uint8_t)(coded ? bits : 0);
+        }
+        if (!(views[i].factors.n > 0))
+            views[i].factors = (stq_factors){.n = 1, .r = 1};
+    }
+}
+
+/* Lets a copy of the policy decide, from the recorded factors. */
+static stq_status choose_widths(const stq_adamw *o, const stq_adamw_record *record, stq_tensor_record *tensors) {
+    stq_policy policy = restored_policy(o, record);
+    stq_policy_tensor *views = calloc(o->tensor_count, sizeof *views);
+    if (views == NULL)
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory to decide the widths of %zu tensors.", o->tensor_count);
+    view_tensors(o, tensors, views);
+    stq_status status = stq_policy_decide(&policy, views, o->tensor_count, record->steps);
+    for (size_t i = 0; status == STQ_OK && i < o->tensor_count; i++)
+        for (int state = 0; state < 2; state++) {
+            uint8_t bits = o->exempt[i] ? STQ_BITS_FLOAT32 : views[i].target[state];
+            tensors[i].bits[state] = tensors[i].target[state] = bits;
+            tensors[i].asked[state] = 0;
+        }
+    free(views);
+    return status;
+}
+
+stq_status stq_adamw_fit(const stq_adamw *o, const stq_adamw_record *record, stq_tensor_record *tensors,
+                         size_t tensor_count, bool *changed) {
+    STQ_CHECK(check_records(o, record, tensors, tensor_count));
+    bool change = record->steps > 0 && !fits(o, tensors);
+    if (change) {
+        STQ_CHECK(choose_widths(o, record, tensors));
+        if (!fits(o, tensors))
+            return stq_error(STQ_CAP_TOO_SMALL, "No widths under the cap of %llu bytes hold the saved states.",
+                             (unsigned long long)o->policy.cap_bytes);
+    }
+    if (changed)
+        *changed = change;
+    return STQ_OK;
+}
+
+/* ---- Restoring ---- */
+
+static stq_status check_held(const stq_adamw *o, const stq_tensor_record *tensors) {
+    for (size_t i = 0; i < o->tensor_count; i++)
+        for (int state = 0; state < 2; state++) {
+            uint32_t bits = tensors[i].bits[state];
+            uint32_t target = tensors[i].target[state];
+            bool possible = bits == 0 ? target == 0 : o->exempt[i] ? bits == 32 && target == 32 : is_coded(target);
+            if (!possible || (bits == STQ_BITS_FLOAT32 && !o->exempt[i]))
+                return stq_error(STQ_CORRUPT,
+                                 "Tensor '%s': %u bits (target %u) where the optimizer has %s states; use "
+                                 "stq_adamw_fit() first.",
+                                 o->tensors[i].name, bits, target, o->exempt[i] ? "float32" : "coded");
+        }
+    return STQ_OK;
+}
+
+stq_status stq_adamw_restore(stq_adamw *o, const stq_adamw_record *record, const stq_tensor_record *tensors,
+                             size_t tensor_count) {
+    STQ_CHECK(check_records(o, record, tensors, tensor_count));
+    STQ_CHECK(check_held(o, tensors));
+    uint8_t(*widths)[2] = calloc(tensor_count, sizeof *widths);
+    if (widths == NULL)
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory for the widths of %zu tensors.", tensor_count);
+    for (size_t i = 0; i < tensor_count; i++)
+        memcpy(widths[i], tensors[i].bits, sizeof widths[i]);
+    stq_status status = stq_store_set_widths(&o->store, widths);
+    free(widths);
+    bool made = status == STQ_OK;
+    if (!made && status != STQ_OUT_OF_MEMORY)
+        return status;
+    stq_adamw_record nothing = {
+        .seed = o->seed, .log_n_average = NAN, .log_r_average = NAN, .log_n_peak = NAN, .volatility_average = NAN};
+    stq_tensor_record empty = {.last_log_n = NAN};
+    const stq_adamw_record *from = made ? record : &nothing;
+    o->policy = restored_policy(o, from);
+    o->seed = from->seed;
+    o->steps = from->steps;
+    o->skipped = from->skipped;
+    o->bits_sum = from->bits_sum;
+    o->store.pool.peak = from->peak_bytes > o->store.pool.bytes ? from->peak_bytes : o->store.pool.bytes;
+    for (size_t i = 0; i < tensor_count; i++) {
+        o->decided[i] = restored_tensor(o, i, made ? &tensors[i] : &empty);
+        memcpy(o->targets[i], o->decided[i].target, sizeof o->targets[i]);
+    }
+    return status;
+}
+
+/* ---- Buffers ---- */
+
+const char *stq_part_name(stq_state state, stq_part part) {
+    static const char *const names[2][7] = {
+        {"m.base", "m.bit0", "m.bit1", "m.bit2", "m.bit3", "m.scales", "m.values"},
+        {"v.base", "v.bit0", "v.bit1", "v.bit2", "v.bit3", "v.scales", "v.values"},
+    };
+    if ((unsigned)state > 1 || (unsigned)part > STQ_PART_VALUES)
+        return NULL;
+    return names[state][part];
+}
+
+typedef struct buffer_list {
+    stq_buffer *buffers;
+    size_t capacity;
+    size_t count;
+} buffer_list;
+
+static void list_buffer(buffer_list *list, const stq_buffer *buffer) {
+    if (buffer->bytes == 0)
+        return;
+    if (list->count < list->capacity)
+        list->buffers[list->count] = *buffer;
+    list->count++;
+}
+
+static void list_state(buffer_list *list, const stq_adamw *o, size_t i, stq_state state) {
+    const stq_item *item = &o->store.items[i];
+    const stq_planes *planes = state == STQ_FIRST_MOMENT ? &item->m_in : &item->v_in;
+    stq_buffer buffer = {.tensor = o->tensors[i].name, .index = i, .state = state};
+    for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++) {
+        bool coded = is_coded(planes->bits);
+        buffer.part = coded ? (stq_part)k : STQ_PART_VALUES;
+        buffer.element_size = coded ? 1 : sizeof(float);
+        buffer.data = k == 0 ? planes->base : planes->bit[k - 1];
+        buffer.bytes = stq_plane_bytes(item->count, planes->bits, k);
+        list_buffer(list, &buffer);
+    }
+    if (is_coded(planes->bits)) {
+        buffer.part = STQ_PART_SCALES;
+        buffer.element_size = sizeof(uint16_t);
+        buffer.data = planes->scales;
+        buffer.bytes = (uint64_t)stq_block_count(item->count) * sizeof(uint16_t);
+        list_buffer(list, &buffer);
+    }
+}
+
+stq_status stq_adamw_buffers(const stq_adamw *o, stq_buffer *buffers, size_t capacity, size_t *count) {
+    buffer_list list = {.buffers = buffers, .capacity = buffers ? capacity : 0};
+    for (size_t i = 0; i < o->tensor_count; i++)
+        for (int state = 0; state < 2; state++)
+            list_state(&list, o, i, (stq_state)state);
+    *count = list.count;
+    return STQ_OK;
+}
+
+stq_status stq_adamw_get_group(const stq_adamw *o, size_t index, stq_adamw_group *group) {
+    if (index >= o->group_count)
+        return stq_error(STQ_INVALID_ARGUMENT, "There is no group %zu; there are %zu.", index, o->group_count);
+    *group = o->groups[index];
+    return STQ_OK;
+}

@@ -1,0 +1,78 @@
+/* pack.c - the exported form of fake-quantized weights: codes without gaps, and back. */
+#include <stquant/qat.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "qat/kernels.h"
+#include "quant/convert.h"
+
+enum { RUN = 1024 };
+
+static const float smallest_step = 1e-5f;
+
+uint64_t stq_qat_packed_bytes(const stq_qat_config *config, int64_t rows, int64_t cols) {
+    return ((uint64_t)rows * (uint64_t)cols * config->bits + 7) / 8;
+}
+
+static stq_qat_rule range_of(const stq_qat_config *config) {
+    return (stq_qat_rule){.lowest = -(float)(1 << (config->bits - 1)),
+                          .highest = (float)((1 << (config->bits - 1)) - 1)};
+}
+
+static float step_of(const float *steps, int64_t index) {
+    return steps[index] > smallest_step ? steps[index] : smallest_step;
+}
+
+/* ORs one code into the stream; a code touches at most two bytes. */
+static void put(uint8_t *packed, uint64_t index, uint32_t bits, uint32_t code) {
+    uint64_t at = index * bits;
+    uint32_t shifted = code << (at & 7);
+    packed[at >> 3] |= (uint8_t)shifted;
+    if (shifted >> 8)
+        packed[(at >> 3) + 1] |= (uint8_t)(shifted >> 8);
+}
+
+static uint32_t get(const uint8_t *packed, uint64_t index, uint32_t bits) {
+    uint64_t at = index * bits;
+    uint32_t pair = packed[at >> 3];
+    if ((at & 7) + bits > 8)
+        pair |= (uint32_t)packed[(at >> 3) + 1] << 8;
+    return pair >> (at & 7) & ((1u << bits) - 1);
+}
+
+static stq_status check(const stq_qat_config *config, int64_t rows, int64_t cols, bool pointers) {
+    STQ_CHECK(stq_qat_check(config, cols));
+    if (rows < 1 || !pointers)
+        return stq_error(STQ_INVALID_ARGUMENT, "Packing needs at least one row, codes, steps and weights.");
+    return STQ_OK;
+}
+
+stq_status stq_qat_pack(uint8_t *packed, const stq_qat_config *config, const void *weights, const float *steps,
+                        stq_dtype dtype, int64_t rows, int64_t cols) {
+    STQ_CHECK(check(config, rows, cols, packed && weights && steps && stq_dtype_size(dtype) != 0));
+    memset(packed, 0, (size_t)stq_qat_packed_bytes(config, rows, cols));
+    stq_qat_rule rule = range_of(config);
+    int64_t group = config->group ? config->group : cols;
+    for (int64_t first = 0; first < rows * cols; first += group)
+        for (int64_t at = 0; at < group; at += RUN) {
+            float run[RUN];
+            uint8_t codes[RUN];
+            int64_t count = group - at < RUN ? group - at : RUN;
+            for (int64_t i = 0; i < count; i++)
+                run[i] = stq_load_float(weights, dtype, first + at + i);
+            stq_qat_code_run(codes, run, step_of(steps, first / group), &rule, count);
+            for (int64_t i = 0; i < count; i++)
+                put(packed, (uint64_t)(first + at + i), config->bits, codes[i]);
+        }
+    return STQ_OK;
+}
+
+stq_status stq_qat_unpack(float *quantized, const stq_qat_config *config, const uint8_t *packed, const float *steps,
+                          int64_t rows, int64_t cols) {
+    STQ_CHECK(check(config, rows, cols, packed && quantized && steps));
+    float lowest = range_of(config).lowest;
+    int64_t group = config->group ? config->group : cols;
+    for (int64_t i = 0; i < rows * cols; i++)
+        quantized[i] = step_of(steps, i / group) * ((float)get(packed, (uint64_t)i, config->bits) + lowest);
+    return STQ_OK;
+}

@@ -1,0 +1,252 @@
+/* qat.c - StableQAT over whole matrices: checks, dtypes, threads. */
+#include <math.h>
+#include <stdlib.h>
+#include <stquant/qat.h>
+
+#include "common/error.h"
+#include "qat/kernels.h"
+#include "quant/convert.h"
+
+/* Weights are taken through float buffers of this many elements where they are not float32 already. */
+enum { RUN = 1024 };
+
+static const float smallest_step = 1e-5f;
+static const double root_two_pi = 4.442882938158366; /* sqrt(2) pi */
+
+stq_qat_config stq_qat_defaults(void) {
+    stq_qat_config config = {
+        .size = sizeof config, .bits = 4, .estimator = STQ_QAT_STABLE, .harmonics = 1, .softness = 0.2};
+    config.amplitudes[0] = 0.21;
+    return config;
+}
+
+/* The largest S on |d| <= 1/2, on a grid fine enough for eight harmonics. */
+static double largest_slope(const stq_qat_config *config) {
+    double largest = -INFINITY;
+    for (int i = 0; i <= 4096; i++) {
+        double s = 0.0;
+        for (uint32_t k = 0; k < config->harmonics; k++)
+            s += root_two_pi * config->amplitudes[k] * cos((2 * k + 1) * M_PI * i / 8192.0);
+        largest = s > largest ? s : largest;
+    }
+    return largest;
+}
+
+/* 1 + S must not vanish either: the factor would be infinite. */
+static double smallest_slope(const stq_qat_config *config) {
+    stq_qat_config mirrored = *config;
+    for (uint32_t k = 0; k < config->harmonics; k++)
+        mirrored.amplitudes[k] = -config->amplitudes[k];
+    return -largest_slope(&mirrored);
+}
+
+static stq_status check_stable(const stq_qat_config *config) {
+    if (config->harmonics < 1 || config->harmonics > STQ_QAT_MAX_HARMONICS)
+        return stq_error(STQ_INVALID_ARGUMENT, "The stable estimator takes 1 to %d harmonics, not %u.",
+                         STQ_QAT_MAX_HARMONICS, config->harmonics);
+    for (uint32_t k = 0; k < config->harmonics; k++)
+        if (!isfinite(config->amplitudes[k]))
+            return stq_error(STQ_INVALID_ARGUMENT, "Amplitude %u is not finite.", k);
+    if (config->harmonics == 1 && config->amplitudes[0] * root_two_pi >= 1.0)
+        return stq_error(
+            STQ_INVALID_ARGUMENT,
+            "The amplitude %g makes the gradient's factor negative near the grid points; with one harmonic it "
+            "must be below 0.2251 (1 / (sqrt(2) pi)).",
+            config->amplitudes[0]);
+    if (largest_slope(config) >= 1.0 || smallest_slope(config) <= -1.0)
+        return stq_error(
+            STQ_INVALID_ARGUMENT,
+            "With these amplitudes sqrt(2) pi sum A_k cos((2k + 1) pi d) reaches 1 on |d| <= 1/2 (%.4f to %.4f); scale "
+            "them down.",
+            smallest_slope(config), largest_slope(config));
+    return STQ_OK;
+}
+
+stq_status stq_qat_check(const stq_qat_config *config, int64_t cols) {
+    if (config == NULL || config->size != sizeof *config)
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "The configuration has another version's size; start from stq_qat_defaults().");
+    if (config->bits < 1 || config->bits > 8)
+        return stq_error(STQ_INVALID_ARGUMENT, "Weights cannot have %u bits; use 1 to 8.", config->bits);
+    if (config->group < 0 || cols < 1 || (config->group > 0 && cols % config->group != 0))
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "A group of %lld weights does not divide rows of %lld; use 0 for whole rows.",
+                         (long long)config->group, (long long)cols);
+    switch (config->estimator) {
+    case STQ_QAT_STRAIGHT_THROUGH:
+        return STQ_OK;
+    case STQ_QAT_STABLE:
+        return check_stable(config);
+    case STQ_QAT_SOFT:
+        if (config->softness > 0.0 && config->softness < 1.0)
+            return STQ_OK;
+        return stq_error(STQ_INVALID_ARGUMENT, "The softness is %g; use a number between 0 and 1 (0.2 is usual).",
+                         config->softness);
+    }
+    return stq_error(STQ_INVALID_ARGUMENT, "There is no estimator %d.", (int)config->estimator);
+}
+
+static int64_t group_of(const stq_qat_config *config, int64_t cols) { return config->group ? config->group : cols; }
+
+int64_t stq_qat_step_count(const stq_qat_config *config, int64_t rows, int64_t cols) {
+    return rows * (cols / group_of(config, cols));
+}
+
+static float highest_code(uint32_t bits) { return (float)((1 << (bits - 1)) - 1); }
+
+static stq_qat_rule rule_of(const stq_qat_config *config) {
+    stq_qat_rule rule = {.lowest = -(float)(1 << (config->bits - 1)),
+                         .highest = highest_code(config->bits),
+                         .estimator = (int)config->estimator,
+                         .harmonics = (int)config->harmonics};
+    for (uint32_t k = 0; k < STQ_QAT_MAX_HARMONICS; k++)
+        rule.amplitudes[k] = (float)(root_two_pi * config->amplitudes[k]);
+    if (config->estimator == STQ_QAT_SOFT) {
+        double k = log(2.0 / config->softness - 1.0);
+        rule.steepness = (float)k;
+        rule.height = (float)(k / (2.0 * tanh(k / 2.0)));
+    }
+    return rule;
+}
+
+static float usable_step(float step) { return step > smallest_step ? step : smallest_step; }
+
+/* A run of elements as floats: the array itself where it holds floats, or a copy in `buffer`. */
+static const float *load_run(const void *array, stq_dtype dtype, int64_t first, int64_t count, float *buffer) {
+    if (dtype == STQ_FLOAT32)
+        return (const float *)array + first;
+    for (int64_t i = 0; i < count; i++)
+        buffer[i] = stq_load_float(array, dtype, first + i);
+    return buffer;
+}
+
+/* To bfloat16, nearest even: half of the last place, less one if it is even, then truncation. */
+static uint16_t nearest_bfloat16(float value) {
+    return stq_to_bfloat16(value, 0x7fffu + (stq_float_bits(value) >> 16 & 1));
+}
+
+static void store_run(void *array, stq_dtype dtype, int64_t first, int64_t count, const float *values) {
+    uint16_t *halves = (uint16_t *)array + first;
+    if (dtype == STQ_BFLOAT16)
+        for (int64_t i = 0; i < count; i++)
+            halves[i] = nearest_bfloat16(values[i]);
+    else if (dtype == STQ_FLOAT16)
+        for (int64_t i = 0; i < count; i++)
+            halves[i] = stq_to_float16(values[i]);
+}
+
+static stq_status check_matrix(const stq_qat_config *config, const void *weights, const void *steps, stq_dtype dtype,
+                               int64_t rows, int64_t cols) {
+    STQ_CHECK(stq_qat_check(config, cols));
+    if (rows < 1 || weights == NULL || steps == NULL || stq_dtype_size(dtype) == 0)
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "A weight matrix needs at least one row, weights, steps and a known element type.");
+    return STQ_OK;
+}
+
+static float largest_magnitude(const float *weights, int64_t count) {
+    float largest = 0.0f;
+    for (int64_t i = 0; i < count; i++)
+        largest = fmaxf(largest, fabsf(weights[i]));
+    return largest;
+}
+
+/* Of 16 fractions of `largest`, the step with the least squared error. */
+static float least_squares_step(const float *weights, int64_t count, float largest, const stq_qat_rule *rule) {
+    float best = largest;
+    double best_error = INFINITY;
+    for (int candidate = 1; candidate <= 16; candidate++) {
+        float step = usable_step(largest * (float)candidate / 16.0f);
+        double error = 0.0;
+        for (int64_t i = 0; i < count; i++) {
+            double code = fmin(fmax(rint(weights[i] / step), rule->lowest), rule->highest);
+            error += (weights[i] - step * code) * (weights[i] - step * code);
+        }
+        if (error < best_error) {
+            best_error = error;
+            best = step;
+        }
+    }
+    return best;
+}
+
+static float initial_step(const float *weights, int64_t count, const stq_qat_rule *rule, uint32_t bits) {
+    float largest = largest_magnitude(weights, count);
+    if (bits == 1)
+        return usable_step(largest);
+    if (bits == 2)
+        return usable_step(least_squares_step(weights, count, largest, rule));
+    return usable_step(largest / rule->highest);
+}
+
+stq_status stq_qat_initial_steps(float *steps, const stq_qat_config *config, const void *weights, stq_dtype dtype,
+                                 int64_t rows, int64_t cols) {
+    STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
+    int64_t group = group_of(config, cols);
+    stq_qat_rule rule = rule_of(config);
+    float *buffer = malloc((size_t)group * sizeof *buffer);
+    if (buffer == NULL)
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory for a group of %lld weights.", (long long)group);
+    for (int64_t i = 0; i < stq_qat_step_count(config, rows, cols); i++)
+        steps[i] = initial_step(load_run(weights, dtype, i * group, group, buffer), group, &rule, config->bits);
+    free(buffer);
+    return STQ_OK;
+}
+
+static int64_t run_length(int64_t at, int64_t group) { return group - at < RUN ? group - at : RUN; }
+
+static void forward_group(void *quantized, const void *weights, stq_dtype dtype, int64_t first, int64_t group,
+                          float step, const stq_qat_rule *rule) {
+    float in[RUN], out[RUN];
+    for (int64_t at = 0; at < group; at += RUN) {
+        int64_t count = run_length(at, group);
+        const float *from = load_run(weights, dtype, first + at, count, in);
+        float *to = dtype == STQ_FLOAT32 ? (float *)quantized + first + at : out;
+        stq_qat_quantize_run(to, from, step, rule, count);
+        store_run(quantized, dtype, first + at, count, to);
+    }
+}
+
+stq_status stq_qat_forward(void *quantized, const stq_qat_config *config, const void *weights, const float *steps,
+                           stq_dtype dtype, int64_t rows, int64_t cols) {
+    STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
+    if (quantized == NULL)
+        return stq_error(STQ_INVALID_ARGUMENT, "The quantized weights need room.");
+    int64_t group = group_of(config, cols);
+    stq_qat_rule rule = rule_of(config);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < stq_qat_step_count(config, rows, cols); i++)
+        forward_group(quantized, weights, dtype, i * group, group, usable_step(steps[i]), &rule);
+    return STQ_OK;
+}
+
+static double backward_group(void *weight_gradient, const void *weights, const void *gradient, stq_dtype dtype,
+                             int64_t first, int64_t group, float step, const stq_qat_rule *rule) {
+    float w[RUN], g[RUN], out[RUN];
+    double sum = 0.0;
+    for (int64_t at = 0; at < group; at += RUN) {
+        int64_t count = run_length(at, group);
+        const float *from = load_run(weights, dtype, first + at, count, w);
+        const float *incoming = load_run(gradient, dtype, first + at, count, g);
+        float *to = dtype == STQ_FLOAT32 ? (float *)weight_gradient + first + at : out;
+        sum += stq_qat_gradient_run(to, from, incoming, step, rule, count);
+        store_run(weight_gradient, dtype, first + at, count, to);
+    }
+    return sum;
+}
+
+stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const stq_qat_config *config,
+                            const void *weights, const float *steps, const void *gradient, stq_dtype dtype,
+                            int64_t rows, int64_t cols) {
+    STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
+    if (weight_gradient == NULL || step_gradient == NULL || gradient == NULL)
+        return stq_error(STQ_INVALID_ARGUMENT, "The backward pass needs the gradient and room for both results.");
+    int64_t group = group_of(config, cols);
+    stq_qat_rule rule = rule_of(config);
+    double scale = 1.0 / sqrt((double)rows * (double)cols * (rule.highest > 1.0f ? (double)rule.highest : 1.0));
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < stq_qat_step_count(config, rows, cols); i++)
+        step_gradient[i] = (float)(scale * backward_group(weight_gradient, weights, gradient, dtype, i * group, group,
+                                                          usable_step(steps[i]), &rule));
+    return STQ_OK;
+}
