@@ -11,6 +11,7 @@
 enum { RUN = 1024 };
 
 static const float smallest_step = 1e-5f;
+static const double pi = 3.141592653589793;
 static const double root_two_pi = 4.442882938158366; /* sqrt(2) pi */
 
 stq_qat_config stq_qat_defaults(void) {
@@ -26,7 +27,7 @@ static double largest_slope(const stq_qat_config *config) {
     for (int i = 0; i <= 4096; i++) {
         double s = 0.0;
         for (uint32_t k = 0; k < config->harmonics; k++)
-            s += root_two_pi * config->amplitudes[k] * cos((2 * k + 1) * M_PI * i / 8192.0);
+            s += root_two_pi * config->amplitudes[k] * cos((2 * k + 1) * pi * i / 8192.0);
         largest = s > largest ? s : largest;
     }
     return largest;
