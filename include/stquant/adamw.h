@@ -194,11 +194,12 @@ typedef struct stq_adamw_record {
 
 /** What an optimizer remembers of one tensor. States are indexed by stq_state. */
 typedef struct stq_tensor_record {
-    uint8_t bits[2];     /**< widths now: 2 to 8 or 32; 0 before the first step */
+    uint8_t bits[2];     /**< widths now: 2 to 8 or 32; 0 before the tensor's first step */
     uint8_t target[2];   /**< widths last decided; they differ from `bits` while a transition waits for room */
     uint8_t asked[2];    /**< decisions in a row that asked for a demotion */
     uint8_t zone;        /**< stq_zone at the last decision */
     uint8_t reserved;    /**< 0 */
+    int64_t missed;      /**< steps made without a gradient of the tensor; all of them where bits are 0 */
     double last_log_n;   /**< log n at the last decision; NaN before the first */
     stq_factors factors; /**< at the last decision; zeros before */
 } stq_tensor_record;

@@ -80,17 +80,18 @@ static stq_status fill(stq_adamw *o, const stq_adamw_config *config, const stq_t
         o->groups[i] = config->groups ? config->groups[i] : default_group;
     char *name = o->name_storage;
     uint64_t global = 0;
+    size_t segments = 0; /* of the global tensors, so that the records are the same on every rank */
     for (size_t i = 0; i < o->tensor_count; i++) {
         copy_tensor(o, i, &tensors[i], name, config);
         name += strlen(name) + 1;
         global += (uint64_t)o->decided[i].count;
+        segments += (size_t)((o->decided[i].count + STQ_SEGMENT - 1) / STQ_SEGMENT);
     }
-    o->cpu.segment_sums = record((size_t)stq_cpu_segment_count(o->store.items, o->tensor_count) + 1, sizeof(double),
-                                 &o->store.record_bytes);
+    o->cpu.segment_sums = record(segments + 1, sizeof(double), &o->store.record_bytes);
     if (o->cpu.segment_sums == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the sums of %zu tensors.", o->tensor_count);
     o->policy = (stq_policy){.config = config->policy,
-                             .fixed_bytes = stq_store_fixed_bytes(&o->store, o->exempt),
+                             .fixed_bytes = stq_store_fixed_bytes(&o->store, o->exempt, o->tensors),
                              .granularity = o->store.pool.allocator.granularity,
                              .log_n_average = NAN,
                              .log_r_average = NAN};

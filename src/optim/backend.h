@@ -31,10 +31,7 @@ extern const stq_backend stq_cpu_backend;
 
 typedef struct stq_cpu {
     int threads;          /* OpenMP threads, 0 = all */
-    double *segment_sums; /* scratch of sum_squares: stq_cpu_segment_count() values, owned by the optimizer */
+    double *segment_sums; /* scratch of sum_squares: one value a segment of every item, owned by the optimizer */
 } stq_cpu;
-
-/* Segments of STQ_SEGMENT elements that the items take, each item beginning a new one. */
-int64_t stq_cpu_segment_count(const stq_item *items, size_t count);
 
 #endif

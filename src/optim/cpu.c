@@ -16,13 +16,6 @@ static int64_t active_count(const stq_item *item) { return item->gradient ? item
 
 static int64_t active_blocks(const stq_item *item) { return stq_block_count(active_count(item)); }
 
-int64_t stq_cpu_segment_count(const stq_item *items, size_t count) {
-    int64_t segments = 0;
-    for (size_t i = 0; i < count; i++)
-        segments += segment_count(items[i].count);
-    return segments;
-}
-
 /* Segments first .. end - 1 of the concatenation of all items. */
 static void sum_range(const stq_item *items, double *sums, int64_t first, int64_t end) {
     int64_t before = 0;

@@ -11,12 +11,12 @@
 #include "quant/codec.h"
 
 _Static_assert(sizeof(stq_adamw_record) == 128, "the record's layout is public");
-_Static_assert(sizeof(stq_tensor_record) == 80, "the record's layout is public");
+_Static_assert(sizeof(stq_tensor_record) == 88, "the record's layout is public");
 
 static void save_tensor(const stq_adamw *o, size_t i, stq_tensor_record *record) {
     const stq_policy_tensor *decided = &o->decided[i];
-    *record =
-        (stq_tensor_record){.zone = decided->zone, .last_log_n = decided->last_log_n, .factors = decided->factors};
+    *record = (stq_tensor_record){
+        .zone = decided->zone, .missed = o->missed[i], .last_log_n = decided->last_log_n, .factors = decided->factors};
     record->bits[STQ_FIRST_MOMENT] = (uint8_t)o->store.items[i].m_in.bits;
     record->bits[STQ_SECOND_MOMENT] = (uint8_t)o->store.items[i].v_in.bits;
     for (int state = 0; state < 2; state++) {
@@ -102,11 +102,14 @@ static stq_status check_tensor_record(const stq_adamw *o, size_t i, const stq_ad
     const char *name = o->tensors[i].name;
     for (int state = 0; state < 2; state++)
         if (!is_width(tensor->bits[state]) || !is_width(tensor->target[state]) ||
-            (tensor->bits[state] == 0) != (record->steps == 0) ||
+            (tensor->bits[state] == 0) != (record->steps == tensor->missed) ||
             (tensor->bits[state] == STQ_BITS_FLOAT32) != (tensor->bits[0] == STQ_BITS_FLOAT32))
             return stq_error(STQ_CORRUPT, "Tensor '%s': widths %u and %u (targets %u and %u) after %lld steps.", name,
                              tensor->bits[0], tensor->bits[1], tensor->target[0], tensor->target[1],
                              (long long)record->steps);
+    if (tensor->missed < 0 || tensor->missed > record->steps)
+        return stq_error(STQ_CORRUPT, "Tensor '%s' missed %lld of %lld steps.", name, (long long)tensor->missed,
+                         (long long)record->steps);
     if (tensor->zone > STQ_ZONE_REDUNDANT)
         return stq_error(STQ_CORRUPT, "Tensor '%s': there is no zone %u.", name, tensor->zone);
     if (!is_logarithm(tensor->last_log_n) || !factors_are_finite(&tensor->factors))
@@ -128,6 +131,8 @@ static stq_status check_records(const stq_adamw *o, const stq_adamw_record *reco
 static bool width_is_held(const stq_adamw *o, size_t i, int state, uint32_t bits) {
     const stq_policy_config *policy = &o->policy.config;
     uint32_t given = o->decided[i].given[state];
+    if (bits == 0)
+        return true;
     if (o->exempt[i])
         return bits == STQ_BITS_FLOAT32;
     if (given != 0)
@@ -143,8 +148,9 @@ static bool fits(const stq_adamw *o, const stq_tensor_record *tensors) {
         for (int state = 0; state < 2; state++) {
             if (!width_is_held(o, i, state, tensors[i].bits[state]))
                 return false;
+            uint32_t bits = tensors[i].bits[state] ? tensors[i].bits[state] : tensors[i].target[state];
             if (!o->exempt[i])
-                bytes += stq_policy_plane_bytes(o->decided[i].count, tensors[i].bits[state], o->policy.granularity);
+                bytes += stq_policy_plane_bytes(o->decided[i].count, bits, o->policy.granularity);
         }
     return o->policy.cap_bytes == 0 || o->policy.config.cap_mode == STQ_CAP_MEAN || bytes <= o->policy.cap_bytes;
 }
@@ -207,7 +213,8 @@ static stq_status choose_widths(const stq_adamw *o, const stq_adamw_record *reco
     for (size_t i = 0; status == STQ_OK && i < o->tensor_count; i++)
         for (int state = 0; state < 2; state++) {
             uint8_t bits = o->exempt[i] ? STQ_BITS_FLOAT32 : views[i].target[state];
-            tensors[i].bits[state] = tensors[i].target[state] = bits;
+            tensors[i].target[state] = bits;
+            tensors[i].bits[state] = tensors[i].bits[state] ? bits : 0;
             tensors[i].asked[state] = 0;
         }
     free(views);
@@ -236,7 +243,9 @@ static stq_status check_held(const stq_adamw *o, const stq_tensor_record *tensor
         for (int state = 0; state < 2; state++) {
             uint32_t bits = tensors[i].bits[state];
             uint32_t target = tensors[i].target[state];
-            bool possible = bits == 0 ? target == 0 : o->exempt[i] ? bits == 32 && target == 32 : is_coded(target);
+            bool possible = bits == 0 && target == 0;
+            if (!possible)
+                possible = o->exempt[i] ? target == 32 && (bits == 0 || bits == 32) : is_coded(target);
             if (!possible || (bits == STQ_BITS_FLOAT32 && !o->exempt[i]))
                 return stq_error(STQ_CORRUPT,
                                  "Tensor '%s': %u bits (target %u) where the optimizer has %s states; use "
@@ -272,6 +281,7 @@ stq_status stq_adamw_restore(stq_adamw *o, const stq_adamw_record *record, const
     o->store.pool.peak = from->peak_bytes > o->store.pool.bytes ? from->peak_bytes : o->store.pool.bytes;
     for (size_t i = 0; i < tensor_count; i++) {
         o->decided[i] = restored_tensor(o, i, made ? &tensors[i] : &empty);
+        o->missed[i] = made ? tensors[i].missed : 0;
         memcpy(o->targets[i], o->decided[i].target, sizeof o->targets[i]);
     }
     return status;

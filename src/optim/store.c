@@ -10,22 +10,25 @@ enum { ALIGNMENT = 64 };
 
 static uint64_t align(uint64_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
-/* Arena bytes of one state of one tensor. */
-static uint64_t arena_share(const stq_item *item, bool exempt) {
+/* Arena bytes of one state of `count` values. */
+static uint64_t arena_share(int64_t count, bool exempt) {
     if (exempt)
-        return align(stq_plane_bytes(item->count, STQ_BITS_FLOAT32, 0));
-    return align((uint64_t)stq_block_count(item->count) * sizeof(uint16_t));
+        return align(stq_plane_bytes(count, STQ_BITS_FLOAT32, 0));
+    return align((uint64_t)stq_block_count(count) * sizeof(uint16_t));
 }
 
 static uint64_t arena_size(const stq_store *store, const bool *exempt) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < store->count; i++)
-        bytes += 2 * arena_share(&store->items[i], exempt[i]);
+        bytes += 2 * arena_share(store->items[i].count, exempt[i]);
     return bytes;
 }
 
-uint64_t stq_store_fixed_bytes(const stq_store *store, const bool *exempt) {
-    return stq_pool_charge(&store->pool, arena_size(store, exempt)) + store->record_bytes;
+uint64_t stq_store_fixed_bytes(const stq_store *store, const bool *exempt, const stq_tensor *tensors) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < store->count; i++)
+        bytes += 2 * arena_share(tensors[i].rows * tensors[i].cols, exempt[i]);
+    return stq_pool_charge(&store->pool, bytes) + store->record_bytes;
 }
 
 stq_planes *stq_store_planes(stq_store *store, size_t index, int state) {
@@ -50,7 +53,7 @@ stq_status stq_store_open(stq_store *store, const bool *exempt) {
                 out->base = next;
             else
                 out->scales = (uint16_t *)(void *)next;
-            next += arena_share(&store->items[i], exempt[i]);
+            next += arena_share(store->items[i].count, exempt[i]);
         }
     }
     return STQ_OK;

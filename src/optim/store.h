@@ -21,8 +21,9 @@ typedef struct stq_store {
     size_t count;
 } stq_store;
 
-/* Bytes that do not depend on widths: arena and records, rounded up as the pool does. */
-uint64_t stq_store_fixed_bytes(const stq_store *store, const bool *exempt);
+/* Bytes of the global tensors that do not depend on widths: arena and records, rounded up as the pool does. The same on
+ * every rank, however the tensors are sliced. */
+uint64_t stq_store_fixed_bytes(const stq_store *store, const bool *exempt, const stq_tensor *tensors);
 
 /* Allocates the arena and points the items into it. Exempt tensors have no planes but float32 arrays from the first
  * step on. */
