@@ -1,7 +1,7 @@
 /* quant.c - the public codec calls: sizes of planes, encode and decode of whole arrays. */
 #include "common/error.h"
 #include "quant/codec.h"
-#include "quant/reference.h"
+#include "quant/kernels.h"
 
 int64_t stq_block_count(int64_t count) { return (count + STQ_BLOCK - 1) / STQ_BLOCK; }
 
@@ -39,27 +39,12 @@ static stq_status check_planes(const stq_planes *planes, int64_t count, bool enc
     return STQ_OK;
 }
 
-static int values_in(int64_t block, int64_t count) {
-    int64_t left = count - block * STQ_BLOCK;
-    return left < STQ_BLOCK ? (int)left : STQ_BLOCK;
-}
-
 stq_status stq_encode(const stq_planes *planes, stq_state state, const float *values, int64_t count,
                       const stq_random *random) {
     STQ_CHECK(check_planes(planes, count, true));
     if ((values == NULL && count > 0) || (random == NULL && state == STQ_SECOND_MOMENT))
         return stq_error(STQ_INVALID_ARGUMENT, "stq_encode needs values, and for the second moment a stq_random.");
-    uint32_t step_key = random ? stq_step_key(random->seed, random->step) : 0;
-    for (int64_t block = 0; block < stq_block_count(count); block++) {
-        const float *from = values + block * STQ_BLOCK;
-        if (state == STQ_FIRST_MOMENT) {
-            stq_reference_encode_m(planes, block, from, values_in(block, count));
-        } else {
-            uint32_t key = stq_block_key(step_key, random->tensor, (uint32_t)(random->first_block + block),
-                                         STQ_STREAM_SECOND_MOMENT);
-            stq_reference_encode_v(planes, block, from, values_in(block, count), key);
-        }
-    }
+    stq_select_kernels()->encode(planes, state, values, count, 0, stq_block_count(count), random);
     return STQ_OK;
 }
 
@@ -67,12 +52,6 @@ stq_status stq_decode(float *values, const stq_planes *planes, stq_state state, 
     STQ_CHECK(check_planes(planes, count, false));
     if (values == NULL && count > 0)
         return stq_error(STQ_INVALID_ARGUMENT, "stq_decode needs room for %lld values.", (long long)count);
-    for (int64_t block = 0; block < stq_block_count(count); block++) {
-        float *to = values + block * STQ_BLOCK;
-        if (state == STQ_FIRST_MOMENT)
-            stq_reference_decode_m(to, planes, block, values_in(block, count), NULL);
-        else
-            stq_reference_decode_v(to, planes, block, values_in(block, count));
-    }
+    stq_select_kernels()->decode(values, planes, state, count, 0, stq_block_count(count));
     return STQ_OK;
 }

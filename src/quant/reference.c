@@ -3,6 +3,7 @@
  * must reproduce. Written to be read, never tuned.
  */
 #include "quant/reference.h"
+#include "common/float_mode.h"
 #include "quant/codec.h"
 #include "quant/convert.h"
 #include "quant/kernels.h"
@@ -162,9 +163,64 @@ static void step_block(const stq_item *item, const stq_coefficients *c, int64_t 
     }
 }
 
-static void step(const stq_item *item, const stq_coefficients *coefficients, int64_t first_block, int64_t end_block) {
+static __attribute__((noinline)) void step_blocks(const stq_item *item, const stq_coefficients *coefficients,
+                                                  int64_t first_block, int64_t end_block) {
     for (int64_t block = first_block; block < end_block; block++)
         step_block(item, coefficients, block);
 }
 
-const stq_kernels stq_reference_kernels = {.name = "reference", .step = step};
+static int values_in(int64_t block, int64_t count) {
+    int64_t left = count - block * STQ_BLOCK;
+    return left < STQ_BLOCK ? (int)left : STQ_BLOCK;
+}
+
+static __attribute__((noinline)) void encode_blocks(const stq_planes *planes, stq_state state, const float *values,
+                                                    int64_t count, int64_t first_block, int64_t end_block,
+                                                    const stq_random *random) {
+    uint32_t step_key = random != NULL ? stq_step_key(random->seed, random->step) : 0;
+    for (int64_t block = first_block; block < end_block; block++) {
+        const float *from = values + block * STQ_BLOCK;
+        if (state == STQ_FIRST_MOMENT) {
+            stq_reference_encode_m(planes, block, from, values_in(block, count));
+        } else {
+            uint32_t key = stq_block_key(step_key, random->tensor, (uint32_t)(random->first_block + block),
+                                         STQ_STREAM_SECOND_MOMENT);
+            stq_reference_encode_v(planes, block, from, values_in(block, count), key);
+        }
+    }
+}
+
+static __attribute__((noinline)) void decode_blocks(float *values, const stq_planes *planes, stq_state state,
+                                                    int64_t count, int64_t first_block, int64_t end_block) {
+    for (int64_t block = first_block; block < end_block; block++) {
+        float *to = values + block * STQ_BLOCK;
+        if (state == STQ_FIRST_MOMENT)
+            stq_reference_decode_m(to, planes, block, values_in(block, count), NULL);
+        else
+            stq_reference_decode_v(to, planes, block, values_in(block, count));
+    }
+}
+
+/* The table's functions: the work in our floating-point mode. */
+
+static void step(const stq_item *item, const stq_coefficients *coefficients, int64_t first_block, int64_t end_block) {
+    uint64_t mode = stq_float_mode_set();
+    step_blocks(item, coefficients, first_block, end_block);
+    stq_float_mode_restore(mode);
+}
+
+static void encode(const stq_planes *planes, stq_state state, const float *values, int64_t count, int64_t first_block,
+                   int64_t end_block, const stq_random *random) {
+    uint64_t mode = stq_float_mode_set();
+    encode_blocks(planes, state, values, count, first_block, end_block, random);
+    stq_float_mode_restore(mode);
+}
+
+static void decode(float *values, const stq_planes *planes, stq_state state, int64_t count, int64_t first_block,
+                   int64_t end_block) {
+    uint64_t mode = stq_float_mode_set();
+    decode_blocks(values, planes, state, count, first_block, end_block);
+    stq_float_mode_restore(mode);
+}
+
+const stq_kernels stq_reference_kernels = {.name = "reference", .step = step, .encode = encode, .decode = decode};

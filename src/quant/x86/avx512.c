@@ -1,0 +1,291 @@
+/*
+ * avx512.c - kernels for AVX-512 with F, BW, DQ, VL and VBMI: 16 lanes. Codes of up to 5 bits (6 of the first moment)
+ * are looked up in registers.
+ */
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "quant/kernel_common.h"
+#include "quant/x86/target.h"
+
+STQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,bmi,bmi2,lzcnt")
+
+#define LANES 16
+
+typedef __m512 vfloat;
+typedef __m512i vint;
+typedef __m128i vcount; /* a shift common to all lanes */
+
+/* ---- floats ---- */
+
+INLINE vfloat vf_all(float x) { return _mm512_set1_ps(x); }
+INLINE vfloat vf_load(const float *from) { return _mm512_loadu_ps(from); }
+INLINE void vf_store(float *to, vfloat x) { _mm512_storeu_ps(to, x); }
+INLINE vfloat vf_add(vfloat a, vfloat b) { return _mm512_add_ps(a, b); }
+INLINE vfloat vf_subtract(vfloat a, vfloat b) { return _mm512_sub_ps(a, b); }
+INLINE vfloat vf_multiply(vfloat a, vfloat b) { return _mm512_mul_ps(a, b); }
+INLINE vfloat vf_divide(vfloat a, vfloat b) { return _mm512_div_ps(a, b); }
+INLINE vfloat vf_square_root(vfloat x) { return _mm512_sqrt_ps(x); }
+INLINE vfloat vf_fma(vfloat a, vfloat b, vfloat c) { return _mm512_fmadd_ps(a, b, c); }
+
+INLINE vfloat vf_from_bits(vint x) { return _mm512_castsi512_ps(x); }
+INLINE vint vi_bits(vfloat x) { return _mm512_castps_si512(x); }
+INLINE vint vi_all(uint32_t x) { return _mm512_set1_epi32((int)x); }
+INLINE vint vi_magnitude(vfloat x) { return _mm512_and_si512(vi_bits(x), vi_all(0x7fffffffu)); }
+INLINE vfloat vf_from_integers(vint x) { return _mm512_cvtepi32_ps(x); }
+
+/* The positive constant `size` with the sign of `x`. */
+INLINE vfloat vf_copy_sign(vfloat size, vfloat x) {
+    return vf_from_bits(
+        _mm512_ternarylogic_epi32(vi_bits(size), vi_bits(x), vi_all(0x80000000u), 0xf8)); /* a | (b & c) */
+}
+
+INLINE vfloat vf_limit_magnitude(vfloat x, vfloat limit) {
+    return _mm512_range_ps(x, limit, 0x02); /* the smaller magnitude with the sign of x */
+}
+
+INLINE vfloat vf_zero_where_zero(vfloat test, vfloat x) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(test, _mm512_setzero_ps(), _CMP_NEQ_UQ), x);
+}
+
+/* fma(beta, m, added), or 0 where g is 0 and |m| is the lowest level, whose bits are `dead`; `added` is 0 where g is.
+ */
+INLINE vfloat vf_decay_m(vfloat beta, vfloat m, vfloat added, vfloat g, vint dead) {
+    vint differs = _mm512_ternarylogic_epi32(vi_bits(m), dead, vi_bits(g), 0xbe); /* (a ^ b) | c */
+    return _mm512_maskz_fmadd_ps(_mm512_test_epi32_mask(differs, vi_all(0x7fffffffu)), beta, m, added);
+}
+
+INLINE vfloat vf_load_bfloat16(const uint16_t *from) {
+    return vf_from_bits(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)from)), 16));
+}
+
+INLINE void vf_store_bfloat16(uint16_t *to, vfloat x, vint word) {
+    vint bits = vi_bits(x);
+    __mmask16 finite = _mm512_cmplt_epu32_mask(vi_magnitude(x), vi_all(0x7f7f0000u));
+    bits = _mm512_srli_epi32(_mm512_mask_add_epi32(bits, finite, bits, word), 16);
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtepi32_epi16(bits));
+}
+
+INLINE vfloat vf_load_float16(const uint16_t *from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+
+INLINE void vf_store_float16(uint16_t *to, vfloat x) {
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+/* ---- integers ---- */
+
+INLINE vint vi_lane_numbers(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+INLINE vint vi_add(vint a, vint b) { return _mm512_add_epi32(a, b); }
+INLINE vint vi_subtract(vint a, vint b) { return _mm512_sub_epi32(a, b); }
+INLINE vint vi_multiply(vint a, vint b) { return _mm512_mullo_epi32(a, b); }
+INLINE vint vi_xor(vint a, vint b) { return _mm512_xor_si512(a, b); }
+INLINE vint vi_larger(vint a, vint b) { return _mm512_max_epu32(a, b); }
+INLINE vint vi_smaller(vint a, vint b) { return _mm512_min_epu32(a, b); }
+#define vi_shift_right(x, bits) _mm512_srli_epi32(x, bits)
+#define vi_shift_left(x, bits) _mm512_slli_epi32(x, (unsigned)(bits))
+INLINE vcount vi_count(int bits) { return _mm_cvtsi32_si128(bits); }
+INLINE vint vi_shift_right_by(vint x, vcount bits) { return _mm512_srl_epi32(x, bits); }
+INLINE vint vi_shift_left_by(vint x, vcount bits) { return _mm512_sll_epi32(x, bits); }
+
+/* `yes` where `test` is 0, else `no`. */
+INLINE vint vi_where_zero(vint test, vint yes, vint no) {
+    return _mm512_mask_mov_epi32(yes, _mm512_test_epi32_mask(test, test), no);
+}
+
+INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) {
+    return _mm512_mask_add_epi32(x, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), x, vi_all(1));
+}
+
+/* The 16 random words of pairs 8 half .. 8 half + 7, each in a lane. */
+INLINE vint vi_words(vint pairs, int half) {
+    vint low_words = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    vint index = half ? _mm512_add_epi32(low_words, _mm512_set1_epi32(16)) : low_words;
+    return _mm512_maskz_permutexvar_epi16(0x55555555u, index, pairs);
+}
+
+/* The largest of the lanes of a and b, the smallest of c. The three go through the tree together. */
+INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *largest_b, uint32_t *lowest_c) {
+    vint ones = vi_all(UINT32_MAX);
+    vint inverse = _mm512_xor_si512(c, ones);
+    vint ab = vi_larger(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    vint cc = vi_larger(_mm512_unpacklo_epi32(inverse, inverse), _mm512_unpackhi_epi32(inverse, inverse));
+    vint abc = vi_larger(_mm512_unpacklo_epi64(ab, cc), _mm512_unpackhi_epi64(ab, cc));
+    __m256i eight = _mm256_max_epu32(_mm512_castsi512_si256(abc), _mm512_extracti64x4_epi64(abc, 1));
+    __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    *largest_a = (uint32_t)_mm_cvtsi128_si32(four);
+    *largest_b = (uint32_t)_mm_extract_epi32(four, 1);
+    *lowest_c = ~(uint32_t)_mm_extract_epi32(four, 2);
+}
+
+/* See stq_v_low: of shifts finest .. finest + 7 the first whose lattice covers the block, as an index; 8 if none does.
+ */
+INLINE uint32_t first_fitting_shift(uint32_t lowest, uint32_t largest, uint32_t has_zero, uint32_t finest,
+                                    uint32_t bits) {
+    __m256i shift = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((int)finest));
+    __m256i grain = _mm256_max_epu32(shift, _mm256_set1_epi32(19));
+    __m256i room = _mm256_sllv_epi32(_mm256_set1_epi32((int)has_zero), shift);
+    __m256i low = _mm256_max_epi32(_mm256_sub_epi32(_mm256_set1_epi32((int)lowest), room), _mm256_setzero_si256());
+    low = _mm256_sllv_epi32(_mm256_srlv_epi32(low, grain), grain);
+    __m256i top = _mm256_add_epi32(low, _mm256_sllv_epi32(_mm256_set1_epi32((1 << bits) - 1), shift));
+    uint32_t fits = _mm256_cmpge_epu32_mask(top, _mm256_set1_epi32((int)largest));
+    return _tzcnt_u32(fits | 0x100);
+}
+
+/* ---- planes ---- */
+
+/* The upper half-words of two vectors, in order; the even bytes; the odd bytes. */
+INLINE vint upper_halves(vint a, vint b) {
+    const vint odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                      23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_permutex2var_epi16(a, odd, b);
+}
+
+INLINE vint even_numbers(void) {
+    return _mm512_set_epi8(126, 124, 122, 120, 118, 116, 114, 112, 110, 108, 106, 104, 102, 100, 98, 96, 94, 92, 90, 88,
+                           86, 84, 82, 80, 78, 76, 74, 72, 70, 68, 66, 64, 62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42,
+                           40, 38, 36, 34, 32, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+}
+
+INLINE vint even_bytes(vint a, vint b) { return _mm512_permutex2var_epi8(a, even_numbers(), b); }
+
+INLINE vint odd_bytes(vint a, vint b) {
+    return _mm512_permutex2var_epi8(a, _mm512_or_si512(even_numbers(), _mm512_set1_epi8(1)), b);
+}
+
+INLINE vint load_bytes(const void *from) { return _mm512_loadu_si512(from); }
+
+/* The planes of a block to 128 codes of one byte. */
+INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits) {
+    const uint32_t extra = bits - stq_base_bits(bits);
+    const uint8_t *base = planes->base + block * (bits >= 4 ? STQ_BLOCK / 2 : STQ_BLOCK / 4);
+    for (int half = 0; half < 2; half++) {
+        vint x;
+        if (bits >= 4) {
+            x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(base + 32 * half)));
+            x = _mm512_ternarylogic_epi32(x, _mm512_slli_epi16(x, 4), _mm512_set1_epi8(15), 0xa8); /* (a | b) & c */
+        } else {
+            x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(base + 16 * half)));
+            x = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x2624222006040200), x);
+            x = _mm512_and_si512(x, _mm512_set1_epi8(3));
+        }
+        if (extra > 0)
+            x = _mm512_slli_epi16(x, extra);
+        for (uint32_t plane = 0; plane < extra; plane++) {
+            uint64_t mask;
+            memcpy(&mask, planes->bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, sizeof mask);
+            x = _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8((char)(1 << (extra - 1 - plane))));
+        }
+        _mm512_store_si512(codes + 64 * half, x);
+    }
+}
+
+/* 128 codes to the planes of a block. A code's bits lie at `offset` of its byte; the other bits may be anything. */
+INLINE void pack(const stq_planes *planes, int64_t block, const uint8_t *codes, const uint32_t bits,
+                 const uint32_t offset) {
+    const uint32_t extra = bits - stq_base_bits(bits);
+    const uint32_t shift = offset + extra;
+    vint x[2] = {load_bytes(codes), load_bytes(codes + 64)};
+    if (bits >= 4) {
+        vint low = _mm512_srli_epi16(even_bytes(x[0], x[1]), shift);
+        vint high = _mm512_slli_epi16(odd_bytes(x[0], x[1]), 4 - shift);
+        vint base = _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(15), 0xe4); /* c ? a : b, bit by bit */
+        _mm512_storeu_si512(planes->base + block * (STQ_BLOCK / 2), base);
+    } else {
+        for (int half = 0; half < 2; half++) {
+            vint pairs = _mm512_and_si512(_mm512_srli_epi16(x[half], shift), _mm512_set1_epi8(3));
+            pairs = _mm512_maddubs_epi16(pairs, _mm512_set1_epi16(0x0401));
+            pairs = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
+            _mm_storeu_si128((__m128i *)(void *)(planes->base + block * (STQ_BLOCK / 4) + 16 * half),
+                             _mm512_cvtepi32_epi8(pairs));
+        }
+    }
+    for (uint32_t plane = 0; plane < extra; plane++)
+        for (int half = 0; half < 2; half++) {
+            uint64_t mask = _mm512_test_epi8_mask(x[half], _mm512_set1_epi8((char)(1 << (shift - 1 - plane))));
+            memcpy(planes->bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, &mask, sizeof mask);
+        }
+}
+
+/* ---- codes to values ---- */
+
+INLINE vint load_codes(const uint8_t *codes) {
+    return _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)(const void *)codes));
+}
+
+INLINE void decode_m_codes(float *to, const uint8_t *codes, float scale, const float *levels, const uint32_t bits) {
+    const vfloat scales = vf_all(scale);
+    const vfloat low = vf_multiply(vf_load(levels), scales), high = vf_multiply(vf_load(levels + 16), scales);
+    UNROLL
+    for (int i = 0; i < STQ_BLOCK; i += LANES) {
+        vint code = load_codes(codes + i);
+        vfloat value;
+        if (bits <= 4) {
+            value = _mm512_permutexvar_ps(code, low);
+        } else if (bits == 5) {
+            value = _mm512_permutex2var_ps(low, code, high);
+        } else if (bits == 6) {
+            value = vf_copy_sign(_mm512_permutex2var_ps(low, code, high), vf_from_bits(vi_shift_left(code, 32 - bits)));
+        } else {
+            vint t = _mm512_and_si512(vi_shift_left(code, 25 - bits), vi_all(0x00ffffffu));
+            t = vi_add(t, vi_all(STQ_ONE_BITS + (1u << (24 - bits))));
+            value = vf_multiply(vf_subtract(vf_from_bits(t), vf_all(1.0f)), vf_all(1.0f / 3.0f));
+            value = vf_copy_sign(vf_multiply(value, scales), vf_from_bits(vi_shift_left(code, 32 - bits)));
+        }
+        vf_store(to + i, value);
+    }
+}
+
+INLINE void decode_v_codes(float *to, const uint8_t *codes, uint32_t low, uint32_t shift, uint32_t first,
+                           const uint32_t bits) {
+    const vcount count = vi_count((int)shift);
+    const vint lows = vi_all(low), firsts = vi_all(first);
+    const vint few = vi_lane_numbers(), more = vi_add(few, vi_all(16));
+    const __mmask16 positive = (__mmask16)(0xffffu - first);
+    const vfloat first_half = vf_from_bits(_mm512_maskz_add_epi32(positive, lows, vi_shift_left_by(few, count)));
+    const vfloat second_half = vf_from_bits(vi_add(lows, vi_shift_left_by(more, count)));
+    UNROLL
+    for (int i = 0; i < STQ_BLOCK; i += LANES) {
+        vint code = load_codes(codes + i);
+        vfloat value;
+        if (bits <= 4)
+            value = _mm512_permutexvar_ps(code, first_half);
+        else if (bits == 5)
+            value = _mm512_permutex2var_ps(first_half, code, second_half);
+        else
+            value = vf_from_bits(
+                _mm512_maskz_add_epi32(_mm512_cmpge_epu32_mask(code, firsts), lows, vi_shift_left_by(code, count)));
+        vf_store(to + i, value);
+    }
+}
+
+/* ---- values to codes ---- */
+
+/* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: bit 23 is inverted.
+ */
+INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+    vint first = upper_halves(vi_bits(t0), vi_bits(t1)), second = upper_halves(vi_bits(t2), vi_bits(t3));
+    vint low = even_bytes(first, second);
+    vint high = odd_bytes(first, second);
+    low = _mm512_srli_epi16(_mm512_xor_si512(low, _mm512_set1_epi8((char)0x80)), 1);
+    _mm512_store_si512(codes, _mm512_ternarylogic_epi32(high, low, _mm512_set1_epi8((char)0x80), 0xe4));
+}
+
+/* Bits 16 to 23 of each lane, minus `subtract`. */
+INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint8_t subtract) {
+    vint bytes = even_bytes(upper_halves(a, b), upper_halves(c, d));
+    _mm512_store_si512(codes, _mm512_sub_epi8(bytes, _mm512_set1_epi8((char)subtract)));
+}
+
+#include "quant/kernel_template.h"
+
+const stq_kernels stq_avx512_kernels = {.name = "avx512", .step = step, .encode = encode, .decode = decode};
+
+STQ_TARGET_END
+
+#else
+typedef int stq_no_avx512;
+#endif
