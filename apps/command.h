@@ -12,6 +12,7 @@
 // status: 0, 1 when the run failed, 2 when the arguments make no sense.
 int command_train(int argc, char **argv);
 int command_plan(int argc, char **argv);
+int command_data(int argc, char **argv);
 
 // Numbers in options. Text that is no number, or one outside the range, ends the process with status 2 and
 // a sentence that names the option. `option` is its long name without dashes.

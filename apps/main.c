@@ -12,6 +12,7 @@ static const struct {
 } commands[] = {
     {"train", "train a model, with float32 or low-bit optimizer states", command_train},
     {"plan", "bytes of parameters, gradients and states of a model", command_plan},
+    {"data", "turn text into tokens", command_data},
 };
 
 enum { COUNT = sizeof(commands) / sizeof(commands[0]) };

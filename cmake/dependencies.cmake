@@ -27,7 +27,7 @@ if(STQUANT_CUDA STREQUAL "ON" OR (STQUANT_CUDA STREQUAL "AUTO" AND stquant_cuda_
   endif()
 endif()
 
-# --- the command: oneDNN (matrix products), jansson (JSON), zlib (compressed data files) ---
+# --- the command: oneDNN (matrix products), jansson (JSON), zlib (compressed data files), PCRE2 (GPT-2's words) ---
 if(STQUANT_APPS)
   find_package(PkgConfig)
   find_package(ZLIB)
@@ -36,9 +36,10 @@ if(STQUANT_APPS)
   find_library(DNNL_LIBRARY dnnl)
   if(PkgConfig_FOUND)
     pkg_check_modules(JANSSON IMPORTED_TARGET jansson)
+    pkg_check_modules(PCRE2 IMPORTED_TARGET libpcre2-8)
   endif()
-  if(NOT (ZLIB_FOUND AND DNNL_INCLUDE_DIR AND DNNL_LIBRARY AND JANSSON_FOUND))
-    message(FATAL_ERROR "The command needs oneDNN, jansson, zlib and pkg-config: run "
+  if(NOT (ZLIB_FOUND AND DNNL_INCLUDE_DIR AND DNNL_LIBRARY AND JANSSON_FOUND AND PCRE2_FOUND))
+    message(FATAL_ERROR "The command needs oneDNN, jansson, zlib, PCRE2 and pkg-config: run "
                         "scripts/install-deps, or configure with -DSTQUANT_APPS=OFF for the library alone.")
   endif()
   add_library(dnnl UNKNOWN IMPORTED)

@@ -106,9 +106,16 @@ static int visible(const struct dirent *entry) { return entry->d_name[0] != '.';
 // Byte order, whatever the locale: the same text on every machine.
 static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
 
-static enum app_status add_path(struct text *text, const char *path, int depth);
+// A walk over the files under a path.
+struct walk {
+    enum app_status (*visit)(void *context, const char *path);
+    void *context;
+    int64_t files;
+};
 
-static enum app_status add_folder(struct text *text, const char *path, int depth) {
+static enum app_status walk_path(struct walk *walk, const char *path, int depth);
+
+static enum app_status walk_folder(struct walk *walk, const char *path, int depth) {
     struct dirent **entries = NULL;
     if (depth > 64) {
         return app_fail(APP_FAILED, "%s lies more than 64 folders deep; look for a link that leads back.", path);
@@ -125,7 +132,7 @@ static enum app_status add_folder(struct text *text, const char *path, int depth
             status = app_fail(APP_FAILED, "A path in the folder %s is too long.", path);
         }
         if (status == APP_OK) {
-            status = add_path(text, child, depth + 1);
+            status = walk_path(walk, child, depth + 1);
         }
         free(entries[i]);
     }
@@ -133,22 +140,31 @@ static enum app_status add_folder(struct text *text, const char *path, int depth
     return status;
 }
 
-static enum app_status add_path(struct text *text, const char *path, int depth) {
+static enum app_status walk_path(struct walk *walk, const char *path, int depth) {
     struct stat file;
     if (stat(path, &file) != 0) {
         return app_fail(APP_FAILED, "Cannot read %s: %s.", path, strerror(errno));
     }
-    return S_ISDIR(file.st_mode) ? add_folder(text, path, depth) : add_file(text, path);
+    if (S_ISDIR(file.st_mode)) {
+        return walk_folder(walk, path, depth);
+    }
+    walk->files++;
+    return walk->visit(walk->context, path);
 }
 
-enum app_status text_add(struct text *text, const char *path) {
-    const int64_t documents = text->documents;
-    enum app_status status = add_path(text, path, 0);
-    if (status == APP_OK && text->documents == documents) {
-        status = app_fail(APP_FAILED, "The folder %s holds no files; pass text with --data.", path);
+enum app_status text_each_file(const char *path, enum app_status (*visit)(void *context, const char *path),
+                               void *context) {
+    struct walk walk = {.visit = visit, .context = context};
+    enum app_status status = walk_path(&walk, path, 0);
+    if (status == APP_OK && walk.files == 0) {
+        status = app_fail(APP_FAILED, "The folder %s holds no files; pass one that holds text.", path);
     }
     return status;
 }
+
+static enum app_status add_visited(void *context, const char *path) { return add_file(context, path); }
+
+enum app_status text_add(struct text *text, const char *path) { return text_each_file(path, add_visited, text); }
 
 void text_release(struct text *text) {
     free(text->bytes);

@@ -19,6 +19,11 @@ struct text {
 // (a zero byte), a broken gzip file, a folder without files. Nothing is skipped in silence.
 enum app_status text_add(struct text *text, const char *path);
 
+// Calls `visit` for a file, or for every file in a folder as text_add takes them, until one fails. Refuses a
+// folder without files.
+enum app_status text_each_file(const char *path, enum app_status (*visit)(void *context, const char *path),
+                               void *context);
+
 void text_release(struct text *text);
 
 #endif
