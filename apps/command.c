@@ -82,13 +82,13 @@ const struct argp command_model_argp = {.options = model_options, .parser = pars
 
 static int64_t either(int64_t override, int64_t preset) { return override ? override : preset; }
 
-struct gpt2_config command_model_config(const struct command_model *model, int bytes) {
+struct gpt2_config command_model_config(const struct command_model *model, int64_t vocabulary) {
     const struct gpt2_config *preset = &model->preset->gpt2, *overrides = &model->overrides;
     return (struct gpt2_config){.layers = either(overrides->layers, preset->layers),
                                 .width = either(overrides->width, preset->width),
                                 .heads = either(overrides->heads, preset->heads),
                                 .context = either(overrides->context, preset->context),
-                                .vocabulary = either(overrides->vocabulary, bytes ? 256 : preset->vocabulary)};
+                                .vocabulary = either(overrides->vocabulary, either(vocabulary, preset->vocabulary))};
 }
 
 int command_report(const char *command, enum app_status status) {

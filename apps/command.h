@@ -31,8 +31,8 @@ struct command_model {
 };
 extern const struct argp command_model_argp;
 
-// The preset's shape with the overrides. `bytes`: tokens are bytes unless --vocabulary says otherwise.
-struct gpt2_config command_model_config(const struct command_model *model, int bytes);
+// The preset's shape with the overrides. `vocabulary` takes the place of the preset's, unless it is 0.
+struct gpt2_config command_model_config(const struct command_model *model, int64_t vocabulary);
 
 // Prints the sentence of the last failure on standard error; returns its status as exit status.
 int command_report(const char *command, enum app_status status);

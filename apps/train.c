@@ -11,6 +11,8 @@
 #include "train/memory.h"
 #include "train/progress.h"
 #include "train/sample.h"
+#include "train/text.h"
+#include "train/token_file.h"
 #include "train_options.h"
 
 struct training {
@@ -18,27 +20,55 @@ struct training {
     struct gpt2_config config;
     struct optimizer_settings optimizer_settings;
     struct sample_settings sample_settings;
-    struct text text;
+    struct text text;         // of --data, unless it is a token file
+    struct token_file tokens; // otherwise
+    struct tokenizer *tokenizer;
+    struct sequence sequence; // one or the other
     struct model *model;
     struct batch_source *data;
     struct optimizer optimizer;
     struct log *log;
 };
 
-static enum app_status load_text(struct training *training) {
+static int has_tokens(const struct training *training) { return training->tokenizer != NULL; }
+
+// Opens --data when it is a token file, which decides the vocabulary.
+static enum app_status open_tokens(struct training *training) {
     const struct train_options *options = training->options;
     for (int i = 0; i < options->data_count; i++) {
+        if (!token_file_recognise(options->data[i])) {
+            continue;
+        }
+        if (options->data_count > 1) {
+            return app_fail(APP_USAGE, "%s is a token file, which is used alone; prepare one file of all the text.",
+                            options->data[i]);
+        }
+        enum app_status status = token_file_open(options->data[i], &training->tokens);
+        return status != APP_OK
+                   ? status
+                   : tokenizer_create(options->data[i], training->tokens.merges,
+                                      training->tokens.vocabulary - TOKENIZER_BYTES - 1, &training->tokenizer);
+    }
+    return APP_OK;
+}
+
+static enum app_status load_text(struct training *training) {
+    const struct train_options *options = training->options;
+    const struct token_file *tokens = &training->tokens;
+    for (int i = 0; i < options->data_count && !has_tokens(training); i++) {
         enum app_status status = text_add(&training->text, options->data[i]);
         if (status != APP_OK) {
             return status;
         }
     }
+    training->sequence = has_tokens(training) ? (struct sequence){tokens->tokens, tokens->token_bytes, tokens->count}
+                                              : (struct sequence){training->text.bytes, 1, training->text.count};
     struct text_source_settings settings = {.batch = options->batch,
                                             .length = options->sequence_length,
                                             .validation_share = options->validation_share,
                                             .validation_batches = options->validation_batches,
                                             .seed = (uint64_t)options->seed};
-    return text_source_create(&training->text, &settings, &training->data);
+    return text_source_create(&training->sequence, &settings, &training->data);
 }
 
 // What the run will take, from the plans of its parts.
@@ -93,10 +123,15 @@ static void print_head(const struct training *training, const struct demand *dem
            options->model.preset->name, (long long)config->layers, (long long)config->width, (long long)config->heads,
            (long long)config->context, (long long)config->vocabulary,
            (double)training->model->parameters.elements / 1e6);
-    int64_t kept = training->text.count - text_training_bytes(&training->text, options->validation_share);
-    printf("text       %lld file%s, %s; the last %s are the validation set\n", (long long)training->text.documents,
-           training->text.documents == 1 ? "" : "s", memory_text(training->text.count, bytes[0]),
-           memory_text(kept, bytes[1]));
+    int64_t count = training->sequence.count;
+    int64_t kept = count - sequence_training_count(&training->sequence, options->validation_share);
+    if (has_tokens(training)) {
+        printf("text       %lld documents, %lld tokens; the last %lld are the validation set\n",
+               (long long)training->tokens.documents, (long long)count, (long long)kept);
+    } else {
+        printf("text       %lld file%s, %s; the last %s are the validation set\n", (long long)training->text.documents,
+               training->text.documents == 1 ? "" : "s", memory_text(count, bytes[0]), memory_text(kept, bytes[1]));
+    }
     printf("steps      %lld of %lld x %lld tokens; learning rate %g, seed %lld, %lld threads\n",
            (long long)options->steps, (long long)(options->batch * options->accumulation),
            (long long)options->sequence_length, options->learning_rate, (long long)options->seed,
@@ -152,7 +187,7 @@ static enum app_status write_summary(const struct training *training, const stru
     return log_write_file(training->options->summary, object);
 }
 
-static void print_table(const struct loop_outcome *outcome, const stq_memory *memory) {
+static void print_table(const struct loop_outcome *outcome, const stq_memory *memory, const char *token) {
     char duration[32], now[32], peak[32], float32[32], process[32];
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
@@ -160,7 +195,7 @@ static void print_table(const struct loop_outcome *outcome, const stq_memory *me
            progress_duration(outcome->seconds, duration));
     printf(outcome->skipped ? ", %lld skipped\n" : "\n", (long long)outcome->skipped);
     if (!isnan(outcome->validation_loss)) {
-        printf("validation loss     %.4f nats a byte (%.3f bits)\n", outcome->validation_loss,
+        printf("validation loss     %.4f nats a %s (%.3f bits)\n", outcome->validation_loss, token,
                outcome->validation_loss / log(2));
     }
     printf("training loss       %.4f\n", outcome->train_loss);
@@ -201,15 +236,20 @@ static enum app_status run_loop(struct training *training, struct loop_outcome *
 static enum app_status prepare(struct training *training) {
     const struct train_options *options = training->options;
     struct demand demand;
-    training->config = command_model_config(&options->model, 1);
-    enum app_status status = gpt2_check(&training->config);
+    enum app_status status = open_tokens(training);
+    const int64_t needed = has_tokens(training) ? training->tokens.vocabulary : 256;
+    training->config = command_model_config(&options->model, needed);
+    training->sample_settings.tokenizer = training->tokenizer;
+    if (status == APP_OK) {
+        status = gpt2_check(&training->config);
+    }
     if (status == APP_OK && options->sequence_length > training->config.context) {
         status = app_fail(APP_USAGE, "--sequence-length %lld is longer than the model's --context %lld.",
                           (long long)options->sequence_length, (long long)training->config.context);
     }
-    if (status == APP_OK && training->config.vocabulary < 256) {
-        status = app_fail(APP_USAGE, "--vocabulary %lld is too small for bytes; it must be 256 or more.",
-                          (long long)training->config.vocabulary);
+    if (status == APP_OK && training->config.vocabulary < needed) {
+        status = app_fail(APP_USAGE, "--vocabulary %lld is too small for the data; it must be %lld or more.",
+                          (long long)training->config.vocabulary, (long long)needed);
     }
     if (status == APP_OK) {
         status = train_options_optimizer(options, &training->optimizer_settings);
@@ -249,7 +289,7 @@ static enum app_status train(struct training *training, int *signal_number) {
             printf("Stopped by a signal after step %lld of %lld.\n", (long long)outcome.steps,
                    (long long)training->options->steps);
         }
-        print_table(&outcome, &memory);
+        print_table(&outcome, &memory, has_tokens(training) ? "token" : "byte");
         if (training->options->summary && !outcome.signal) {
             status = write_summary(training, &outcome, &memory);
         }
@@ -271,6 +311,8 @@ static void release(struct training *training) {
         training->model->operations->destroy(training->model);
     }
     text_release(&training->text);
+    token_file_close(&training->tokens);
+    tokenizer_destroy(training->tokenizer);
     matmul_release();
 }
 

@@ -45,7 +45,9 @@ enum {
 static const struct argp_option option_list[] = {
     {0, 0, 0, 0, "Data:", 2},
     {"data", DATA, "PATH", 0,
-     "Text file or folder (with the folders below it), plain or .gz; may be given several times. Tokens are bytes", 2},
+     "Text file or folder (with the folders below it), plain or .gz, its bytes being the tokens; may be given several "
+     "times. Or one token file, from `stquant data prepare`",
+     2},
     {"validation-share", VALIDATION_SHARE, "X", 0, "Last part of the text, kept for validation (0.05)", 2},
     {0, 0, 0, 0, "Training (defaults by preset unless shown):", 3},
     {"steps", STEPS, "N", 0, "Optimizer steps", 3},
@@ -226,7 +228,7 @@ static const struct argp argp = {
 
 static void complete(struct train_options *options, const struct argp_state *state) {
     const struct preset *preset = options->model.preset;
-    int64_t context = command_model_config(&options->model, 1).context;
+    int64_t context = command_model_config(&options->model, 0).context;
     if (options->data_count == 0) {
         argp_failure(state, APP_USAGE, 0, "There is no text to train on; name a file or folder with --data.");
     }

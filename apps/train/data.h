@@ -6,7 +6,6 @@
 
 #include "train/failure.h"
 #include "train/model.h"
-#include "train/text.h"
 
 struct batch_source;
 
@@ -33,13 +32,20 @@ struct text_source_settings {
     uint64_t seed;
 };
 
-// Byte-level tokens of a text. Training windows start anywhere in the first part; validation windows
-// are spread evenly over the last part. `text` must outlive the source. Refuses a text of which
+// Tokens in a row: the bytes of a text, or what a token file maps.
+struct sequence {
+    const void *tokens; // (count), uint8_t, uint16_t or int32_t
+    int token_bytes;    // 1, 2 or 4
+    int64_t count;
+};
+
+// Training windows start anywhere in the first part; validation windows are spread evenly over the last
+// part. What `sequence` points to must outlive the source. Refuses a text of which
 // either part is shorter than a sequence. On failure *source is null.
-enum app_status text_source_create(const struct text *text, const struct text_source_settings *settings,
+enum app_status text_source_create(const struct sequence *sequence, const struct text_source_settings *settings,
                                    struct batch_source **source);
 
-// Bytes of the training part of a text.
-int64_t text_training_bytes(const struct text *text, double validation_share);
+// Tokens of the training part.
+int64_t sequence_training_count(const struct sequence *sequence, double validation_share);
 
 #endif

@@ -72,31 +72,68 @@ void sample_clean(char *text, int64_t count) {
     }
 }
 
+// The prompt's tokens; a document's end, or a newline, where there is none.
+static enum app_status encode_prompt(const struct sample_settings *settings, struct token_list *list) {
+    const char *prompt = settings->prompt && settings->prompt[0] ? settings->prompt : NULL;
+    enum app_status status = APP_OK;
+    if (settings->tokenizer && !prompt) {
+        return token_list_add(list, tokenizer_end(settings->tokenizer));
+    }
+    if (settings->tokenizer) {
+        return tokenizer_encode(settings->tokenizer, "The text of --prompt", (const uint8_t *)prompt,
+                                (int64_t)strlen(prompt), 1, list);
+    }
+    for (const char *c = prompt ? prompt : "\n"; status == APP_OK && *c; c++) {
+        status = token_list_add(list, (unsigned char)*c);
+    }
+    return status;
+}
+
+// Appends what a token stands for, up to `length` bytes of text in all.
+static void append(const struct sample_settings *settings, int32_t token, char *text, int64_t *count) {
+    const uint8_t byte = token < 256 ? (uint8_t)token : '?', newline = '\n';
+    const uint8_t *bytes = &byte;
+    size_t length = 1;
+    if (settings->tokenizer && token < tokenizer_end(settings->tokenizer)) {
+        bytes = tokenizer_bytes(settings->tokenizer, token, &length);
+    } else if (settings->tokenizer) {
+        bytes = &newline;
+    }
+    for (size_t i = 0; i < length && *count < settings->length; i++) {
+        text[(*count)++] = (char)bytes[i];
+    }
+}
+
 enum app_status sample_gpt2(struct model *model, const struct sample_settings *settings, uint64_t number, char **text) {
     const int64_t vocabulary = ((struct gpt2 *)model)->config.vocabulary;
-    const char *prompt = settings->prompt && settings->prompt[0] ? settings->prompt : "\n";
     const float *logits = NULL;
-    struct gpt2_decoder *decoder;
+    struct gpt2_decoder *decoder = NULL;
+    struct token_list prompt = {0};
+    int64_t count = 0;
     *text = malloc((size_t)settings->length + 1);
     if (!*text) {
         return app_fail(APP_FAILED, "There is no memory for a sample of %lld bytes.", (long long)settings->length);
     }
-    enum app_status status = gpt2_decoder_create(model, &decoder);
-    for (const char *c = prompt; status == APP_OK && *c; c++) {
-        status = gpt2_decoder_next(decoder, (unsigned char)*c, &logits);
+    enum app_status status = encode_prompt(settings, &prompt);
+    if (status == APP_OK) {
+        status = gpt2_decoder_create(model, &decoder);
     }
-    for (int64_t i = 0; status == APP_OK && i < settings->length; i++) {
-        double uniform = random_uniform(settings->seed, RANDOM_SAMPLES + (number << 20), (uint64_t)i);
+    for (int64_t i = 0; status == APP_OK && i < prompt.count; i++) {
+        status = gpt2_decoder_next(decoder, prompt.tokens[i], &logits);
+    }
+    for (uint64_t i = 0; status == APP_OK && count < settings->length; i++) {
+        double uniform = random_uniform(settings->seed, RANDOM_SAMPLES + (number << 20), i);
         int32_t token = draw(logits, vocabulary, settings->temperature, uniform);
-        (*text)[i] = token < 256 ? (char)token : '?';
-        status = i + 1 < settings->length ? gpt2_decoder_next(decoder, token, &logits) : APP_OK;
+        append(settings, token, *text, &count);
+        status = count < settings->length ? gpt2_decoder_next(decoder, token, &logits) : APP_OK;
     }
     gpt2_decoder_destroy(decoder);
+    token_list_release(&prompt);
     if (status != APP_OK) {
         free(*text);
         *text = NULL;
         return status;
     }
-    sample_clean(*text, settings->length);
+    sample_clean(*text, count);
     return APP_OK;
 }

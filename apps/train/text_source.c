@@ -1,4 +1,4 @@
-// Batches of byte-level tokens out of a text.
+// Batches out of a text: its bytes, or tokens that were made of it before.
 #include <stdlib.h>
 
 #include "train/data.h"
@@ -7,24 +7,34 @@
 struct text_source {
     struct batch_source base;
     struct text_source_settings settings;
-    const uint8_t *training; // the first part
-    int64_t training_count;
-    const uint8_t *validation; // the last part
-    int64_t validation_count;
+    struct sequence sequence;
+    int64_t training_count;   // the first part
+    int64_t validation_count; // the last part
     int64_t validation_windows;
     int32_t *inputs, *targets; // (B, T)
 };
 
-int64_t text_training_bytes(const struct text *text, double validation_share) {
-    return text->count - (int64_t)((double)text->count * validation_share);
+int64_t sequence_training_count(const struct sequence *sequence, double validation_share) {
+    return sequence->count - (int64_t)((double)sequence->count * validation_share);
 }
 
-// Example `row` reads the T + 1 bytes at `window`.
-static void fill_row(struct text_source *source, int64_t row, const uint8_t *window) {
+static int32_t token_at(const struct sequence *sequence, int64_t index) {
+    switch (sequence->token_bytes) {
+    case 1:
+        return ((const uint8_t *)sequence->tokens)[index];
+    case 2:
+        return ((const uint16_t *)sequence->tokens)[index];
+    default:
+        return ((const int32_t *)sequence->tokens)[index];
+    }
+}
+
+// Example `row` reads the T + 1 tokens from `window` on.
+static void fill_row(struct text_source *source, int64_t row, int64_t window) {
     const int64_t length = source->settings.length;
     for (int64_t i = 0; i < length; i++) {
-        source->inputs[row * length + i] = window[i];
-        source->targets[row * length + i] = window[i + 1];
+        source->inputs[row * length + i] = token_at(&source->sequence, window + i);
+        source->targets[row * length + i] = token_at(&source->sequence, window + i + 1);
     }
 }
 
@@ -38,8 +48,7 @@ static void training(struct batch_source *base, int64_t position, struct batch *
     const int64_t starts = source->training_count - source->settings.length;
     for (int64_t row = 0; row < source->settings.batch; row++) {
         uint64_t index = (uint64_t)(position * source->settings.batch + row);
-        fill_row(source, row,
-                 source->training + random_below(source->settings.seed, RANDOM_BATCHES, index, (uint64_t)starts));
+        fill_row(source, row, (int64_t)random_below(source->settings.seed, RANDOM_BATCHES, index, (uint64_t)starts));
     }
     *batch = filled(source, source->settings.batch);
 }
@@ -51,7 +60,7 @@ static void validation(struct batch_source *base, int64_t index, struct batch *b
     int64_t rows = windows - first < source->settings.batch ? windows - first : source->settings.batch;
     for (int64_t row = 0; row < rows; row++) {
         int64_t start = windows > 1 ? (int64_t)((double)room * (double)(first + row) / (double)(windows - 1)) : 0;
-        fill_row(source, row, source->validation + start);
+        fill_row(source, row, source->training_count + start);
     }
     *batch = filled(source, rows);
 }
@@ -66,19 +75,20 @@ static void destroy(struct batch_source *base) {
 static const struct batch_source_operations operations = {
     .training = training, .validation = validation, .destroy = destroy};
 
-static enum app_status check_length(const struct text *text, const struct text_source *source) {
+static enum app_status check_length(const struct text_source *source) {
+    const char *unit = source->sequence.token_bytes == 1 ? "byte" : "token";
     const int64_t needed = source->settings.length + 1;
     if (source->training_count >= needed && source->validation_count >= needed) {
         return APP_OK;
     }
     return app_fail(APP_FAILED,
-                    "The text has %lld bytes, %lld for training and the last %lld for validation; each part needs at "
-                    "least %lld, one sequence and a byte: pass more text or a smaller --sequence-length.",
-                    (long long)text->count, (long long)source->training_count, (long long)source->validation_count,
-                    (long long)needed);
+                    "The text has %lld %ss, %lld for training and the last %lld for validation; each part needs at "
+                    "least %lld, one sequence and a %s: pass more text or a smaller --sequence-length.",
+                    (long long)source->sequence.count, unit, (long long)source->training_count,
+                    (long long)source->validation_count, (long long)needed, unit);
 }
 
-enum app_status text_source_create(const struct text *text, const struct text_source_settings *settings,
+enum app_status text_source_create(const struct sequence *sequence, const struct text_source_settings *settings,
                                    struct batch_source **result) {
     *result = NULL;
     struct text_source *source = calloc(1, sizeof(*source));
@@ -87,13 +97,12 @@ enum app_status text_source_create(const struct text *text, const struct text_so
     }
     const size_t tokens = (size_t)(settings->batch * settings->length);
     source->settings = *settings;
-    source->training = text->bytes;
-    source->training_count = text_training_bytes(text, settings->validation_share);
-    source->validation = text->bytes + source->training_count;
-    source->validation_count = text->count - source->training_count;
+    source->sequence = *sequence;
+    source->training_count = sequence_training_count(sequence, settings->validation_share);
+    source->validation_count = sequence->count - source->training_count;
     source->inputs = calloc(tokens, sizeof(*source->inputs));
     source->targets = calloc(tokens, sizeof(*source->targets));
-    enum app_status status = check_length(text, source);
+    enum app_status status = check_length(source);
     if (status == APP_OK && (!source->inputs || !source->targets)) {
         status = app_fail(APP_FAILED, "There is no memory for batches; use a smaller --batch.");
     }

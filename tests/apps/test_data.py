@@ -5,6 +5,8 @@ The merges are learned here, from a text of ours. With STQUANT_GPT2_MERGES namin
 """
 import collections
 import gzip
+import json
+import math
 import os
 import random
 import re
@@ -286,6 +288,41 @@ def check_damaged(folder, merges_path):
     refused("two files to show", "takes one file", "show", good, good, status=2)
 
 
+def check_training(folder, merges_path):
+    """A model on tokens, small enough for a second."""
+    output, log = os.path.join(folder, "train.tokens"), os.path.join(folder, "train.jsonl")
+    text = write(os.path.join(folder, "train.txt"), SENTENCES * 30)
+    stquant("prepare", "-m", merges_path, "-o", output, text)
+    tokens, pairs, _ = read_tokens(output)
+    command = [COMMAND, "train", "gpt2", "--layers", "1", "--width", "32", "--heads", "2", "--context", "32", "--steps", "60",
+               "--batch", "4", "--sequence-length", "32", "--learning-rate", "0.01", "--sample-length", "60", "--threads", "1",
+               "--optimizer", "adamw"]
+    run = subprocess.run([*command, "--data", output, "--log", log], capture_output=True, text=True)
+    if run.returncode != 0:
+        report("a model trains on a token file", False, run.stderr)
+        return
+    with open(log) as file:
+        lines = [json.loads(line) for line in file]
+    vocabulary = 257 + len(pairs)
+    report("a model trains on a token file", lines[0]["run"]["shape"]["vocabulary"] == vocabulary
+           and f"{len(tokens)} tokens" in run.stdout, run.stderr)
+    report("and learns from it", abs(lines[0]["train_loss"] - math.log(vocabulary)) < 0.5
+           and lines[-1]["train_loss"] < 0.7 * lines[0]["train_loss"], [line["train_loss"] for line in lines])
+    sample = lines[-1]["sample"]
+    report("and writes text", len(sample.encode()) <= 60 and any(word in sample for word in re.findall(r"\w{4,}", SENTENCES)),
+           sample)
+    for name, sentence, arguments in (
+            ("a token file beside text", "is a token file, which is used alone", ["--data", output, "--data", text]),
+            ("a vocabulary smaller than the file's", "is too small for the data",
+             ["--data", output, "--vocabulary", "300"])):
+        run = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        report(name + " is refused", run.returncode == 2 and sentence in run.stderr, run.stderr)
+    with open(output, "r+b") as file:
+        file.truncate(1000)
+    run = subprocess.run([*command, "--data", output], capture_output=True, text=True)
+    report("training on a token file cut off is refused", run.returncode == 1 and "not copied whole" in run.stderr, run.stderr)
+
+
 def main():
     generator = random.Random(SEED)
     texts = [SENTENCES, "x", "  leading and trailing  ", "a" * 3000, " " * 3000, "\n" * 500 + "x", "'" * 50 + "s't'll've",
@@ -298,6 +335,7 @@ def main():
         check_documents(folder, merges_path)
         check_bad_input(folder, merges_path)
         check_damaged(folder, merges_path)
+        check_training(folder, merges_path)
         gpt2 = os.environ.get("STQUANT_GPT2_MERGES")
         if gpt2:
             with open(gpt2, encoding="utf-8") as file:
