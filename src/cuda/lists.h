@@ -1,0 +1,70 @@
+/*
+ * lists.h - what the host hands to the GPU kernels: the work list, the items as the device sees them, and the control
+ * record of one step. Shared by C and CUDA; everything here lies in device memory while kernels run.
+ */
+#ifndef STQ_LISTS_H
+#define STQ_LISTS_H
+
+#include "quant/layout.h"
+
+/* A warp's row: two blocks, 8 values a lane. */
+#define STQ_ROW 256
+/* Rows of one warp: 16 blocks, whose 32 keys and scale words the 32 lanes hold. */
+#define STQ_WARP_ROWS 8
+#define STQ_TILE_WARPS 8
+/* Elements that one thread block works on: a quarter of a segment. */
+#define STQ_TILE (STQ_ROW * STQ_WARP_ROWS * STQ_TILE_WARPS)
+
+/* How an item is worked on. The plain kinds: widths 2 to 8 that do not change in this step, no error compensation,
+ * arrays aligned to 16 bytes. */
+enum {
+    STQ_KIND_GENERAL = 0,
+    STQ_KIND_BFLOAT16 = 1, /* parameter and gradient */
+    STQ_KIND_FLOAT32 = 2,  /* parameter and gradient */
+    STQ_KIND_MIXED = 3     /* float32 parameter, bfloat16 gradient */
+};
+
+/* One item on the device. */
+typedef struct stq_device_item {
+    stq_item item;
+    uint32_t kind;
+    uint32_t reserved[3];
+} stq_device_item;
+
+/* One thread block's work: elements STQ_TILE * tile and following of an item. */
+typedef struct stq_tile {
+    uint32_t item;
+    uint32_t tile;
+} stq_tile;
+
+/* The state of an optimizer's steps. It lives on the device, so that a step needs nothing from the host. */
+typedef struct stq_control {
+    int64_t steps;   /* made */
+    int64_t skipped; /* not made because a gradient was not finite */
+    double norm;     /* global, after unscaling, of the latest step */
+    uint32_t skip;   /* not 0: the latest step changes nothing */
+    uint32_t reserved;
+} stq_control;
+
+/* What a step's coefficients are made from. The pointers are device pointers or NULL. */
+typedef struct stq_prepare {
+    double unscale;
+    double max_gradient_norm;
+    double given_norm;           /* with norm_supplied */
+    const double *norm;          /* instead of given_norm */
+    const double *sum_squares;   /* of the gradients, if no norm is supplied */
+    const float *loss_scale;     /* divides unscale */
+    const float *found_infinite; /* other than 0: skip */
+    double error_compensation;
+    uint64_t seed;
+    uint32_t norm_supplied;
+    uint32_t reserved;
+} stq_prepare;
+
+#ifdef __cplusplus
+static_assert(sizeof(stq_device_item) == 288, "stq_device_item is shared with device code");
+#else
+_Static_assert(sizeof(stq_device_item) == 288, "stq_device_item is shared with device code");
+#endif
+
+#endif
