@@ -47,6 +47,15 @@ if(STQUANT_APPS)
     INTERFACE_INCLUDE_DIRECTORIES ${DNNL_INCLUDE_DIR})
 endif()
 
+# --- MPI: the communicator over MPI, a library of its own (stquant-mpi) ---
+set(STQUANT_WITH_MPI OFF)
+if(STQUANT_APPS)
+  find_package(MPI COMPONENTS C)
+  if(MPI_C_FOUND)
+    set(STQUANT_WITH_MPI ON)
+  endif()
+endif()
+
 # --- the tests: cmocka ---
 if(STQUANT_TESTS)
   find_path(CMOCKA_INCLUDE_DIR cmocka.h)

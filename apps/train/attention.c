@@ -100,7 +100,7 @@ static void head_forward(const struct head *head, float *out, float *log_sums) {
 
 void attention_forward(const struct compute *compute, const struct attention_shape *shape, const float *qkv, float *out,
                        float *log_sums) {
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for num_threads(compute->threads) schedule(dynamic)
     for (int64_t index = 0; index < shape->sequences * shape->heads; index++) {
         struct head head = select_head(compute, shape, qkv, index);
         head_forward(&head, out + out_offset(shape, index), log_sums + index * shape->length);
@@ -182,7 +182,7 @@ static void head_backward(const struct head *head, const float *out, const float
 
 void attention_backward(const struct compute *compute, const struct attention_shape *shape, const float *qkv,
                         const float *out, const float *log_sums, const float *out_gradient, float *qkv_gradient) {
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for num_threads(compute->threads) schedule(dynamic)
     for (int64_t index = 0; index < shape->sequences * shape->heads; index++) {
         struct head head = select_head(compute, shape, qkv, index);
         const int64_t offset = out_offset(shape, index);

@@ -139,6 +139,7 @@ static struct attention_shape batch_shape(const struct gpt2 *gpt2, const struct 
 // Up to the last layer norm.
 static void forward(struct gpt2 *gpt2, const struct attention_shape *shape, const struct batch *batch) {
     const int64_t rows = shape->sequences * shape->length;
+    compute_use(&gpt2->compute);
     embedding_forward(&gpt2->compute, batch->inputs, gpt2->token_table->values, gpt2->position_table->values,
                       gpt2->embedded, rows, shape->length, shape->width);
     const float *output = gpt2->embedded;

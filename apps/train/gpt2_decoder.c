@@ -149,6 +149,7 @@ enum app_status gpt2_decoder_next(struct gpt2_decoder *decoder, int32_t token, c
         return app_fail(APP_USAGE, "Token %d lies outside the model's vocabulary of %lld.", (int)token,
                         (long long)config->vocabulary);
     }
+    compute_use(&decoder->gpt2->compute);
     if (decoder->position == config->context) {
         const int64_t kept = config->context / 2, dropped = config->context - kept;
         decoder->position = 0;

@@ -13,14 +13,13 @@ enum app_status compute_create(struct compute *compute, int threads, int64_t thr
                                 .threads = threads,
                                 .thread_floats = thread_floats,
                                 .scratch = memory_floats(threads * thread_floats)};
-    omp_set_dynamic(0);
-    omp_set_num_threads(threads);
+    compute_use(compute);
     if (!compute->scratch) {
         return app_fail(APP_FAILED, "There is no memory for the scratch space of %d threads; use fewer --threads.",
                         threads);
     }
     int granted = 0;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
 #pragma omp single
     granted = omp_get_num_threads();
     if (granted != threads) {
@@ -28,6 +27,11 @@ enum app_status compute_create(struct compute *compute, int threads, int64_t thr
                         granted, threads, granted);
     }
     return APP_OK;
+}
+
+void compute_use(const struct compute *compute) {
+    omp_set_dynamic(0);
+    omp_set_num_threads(compute->threads);
 }
 
 void compute_release(struct compute *compute) {
@@ -90,7 +94,7 @@ void linear_backward_weight(const struct linear *linear, const float *x, const f
 void bias_backward(const struct compute *compute, const float *out_gradient, float *bias_gradient, int64_t rows,
                    int64_t width) {
     const int64_t strip = 64;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(compute->threads) schedule(static)
     for (int64_t first = 0; first < width; first += strip) {
         int64_t columns = width - first < strip ? width - first : strip;
         compute->kernels->column_sums(out_gradient + first, width, bias_gradient + first, rows, columns);
@@ -100,7 +104,7 @@ void bias_backward(const struct compute *compute, const float *out_gradient, flo
 void layer_norm_forward(const struct compute *compute, const struct layer_norm *norm, const float *x, float *out,
                         float *mean, float *scale, int64_t rows) {
     const int64_t width = norm->width;
-#pragma omp parallel
+#pragma omp parallel num_threads(compute->threads)
     {
         int64_t first, last;
         compute_share(compute, rows, omp_get_thread_num(), &first, &last);
@@ -113,7 +117,7 @@ void layer_norm_backward(const struct compute *compute, const struct layer_norm 
                          const float *mean, const float *scale, const float *out_gradient, float *x_gradient,
                          float *out, int64_t rows) {
     const int64_t width = norm->width;
-#pragma omp parallel
+#pragma omp parallel num_threads(compute->threads)
     {
         int64_t first, last;
         float *sums = thread_scratch(compute, omp_get_thread_num());
@@ -129,7 +133,7 @@ void layer_norm_backward(const struct compute *compute, const struct layer_norm 
 }
 
 void gelu_forward(const struct compute *compute, const float *x, float *out, int64_t rows, int64_t width) {
-#pragma omp parallel
+#pragma omp parallel num_threads(compute->threads)
     {
         int64_t first, last;
         compute_share(compute, rows, omp_get_thread_num(), &first, &last);
@@ -139,7 +143,7 @@ void gelu_forward(const struct compute *compute, const float *x, float *out, int
 
 void gelu_backward(const struct compute *compute, const float *x, float *gradient, float *out, float *bias_gradient,
                    int64_t rows, int64_t width) {
-#pragma omp parallel
+#pragma omp parallel num_threads(compute->threads)
     {
         int64_t first, last;
         float *sums = thread_scratch(compute, omp_get_thread_num());
@@ -153,7 +157,7 @@ void gelu_backward(const struct compute *compute, const float *x, float *gradien
 
 void embedding_forward(const struct compute *compute, const int32_t *tokens, const float *token_table,
                        const float *position_table, float *out, int64_t rows, int64_t length, int64_t width) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(compute->threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         compute->kernels->add(token_table + tokens[row] * width, position_table + row % length * width,
                               out + row * width, width);
@@ -162,7 +166,7 @@ void embedding_forward(const struct compute *compute, const int32_t *tokens, con
 
 void embedding_backward(const struct compute *compute, const int32_t *tokens, const float *out_gradient,
                         float *token_gradient, float *position_gradient, int64_t rows, int64_t length, int64_t width) {
-#pragma omp parallel
+#pragma omp parallel num_threads(compute->threads)
     {
         // A token's row belongs to one thread, which adds to it in the order of the batch.
         const int thread = omp_get_thread_num();
@@ -182,7 +186,7 @@ void embedding_backward(const struct compute *compute, const int32_t *tokens, co
 
 void cross_entropy(const struct compute *compute, float *logits, const int32_t *targets, float factor, float *losses,
                    int64_t rows, int64_t classes) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(compute->threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         losses[row] = compute->kernels->cross_entropy(logits + row * classes, classes, targets[row], factor);
     }

@@ -18,9 +18,13 @@ struct compute {
 };
 
 // `threads` at least 1; thread_floats at least what layers_scratch_floats and attention_scratch_floats
-// ask for. OpenMP is set to that number of threads.
+// ask for.
 enum app_status compute_create(struct compute *compute, int threads, int64_t thread_floats);
 void compute_release(struct compute *compute);
+
+// Makes matrix products use this many threads as well; a model calls it before it computes, as models
+// with different numbers of threads may exist.
+void compute_use(const struct compute *compute);
 
 // Scratch of one thread for layers whose widest row has `width` floats.
 int64_t layers_scratch_floats(int64_t width);

@@ -1,5 +1,6 @@
 #include "train/matmul.h"
 
+#include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 struct shape {
     int64_t rows, columns, inner;
     int transpose_a, transpose_b, accumulate, bias, residual;
+    int threads; // a primitive is compiled for a number of threads
 };
 
 struct primitive {
@@ -157,6 +159,7 @@ void matmul(const struct product *product) {
     shape.transpose_a = product->transpose_a, shape.transpose_b = product->transpose_b;
     shape.accumulate = product->accumulate, shape.bias = product->bias != NULL;
     shape.residual = product->residual != NULL;
+    shape.threads = omp_get_max_threads();
     struct primitive *primitive = failed == APP_OK ? find_or_compile(&shape) : NULL;
     if (!primitive) {
         return;

@@ -4,9 +4,11 @@
 
 #include <stquant/adamw.h>
 #include <stquant/base.h>
+#include <stquant/comm.h>
 #include <stquant/policy.h>
 #include <stquant/qat.h>
 #include <stquant/quant.h>
 #include <stquant/score.h>
+#include <stquant/sharded.h>
 
 #endif

@@ -138,8 +138,13 @@ stq_status stq_adamw_create(stq_adamw **optimizer, const stq_adamw_config *confi
                             size_t tensor_count) {
     STQ_CHECK(stq_adamw_prepare(optimizer, config, tensors, tensor_count));
     stq_adamw *o = *optimizer;
-    if (o->policy.config.cap_mode == STQ_CAP_PEAK && holds_everything(o))
-        o->store.pool.cap = o->policy.cap_bytes;
+    o->store.tensors = o->tensors;
+    o->store.global_fixed = o->policy.fixed_bytes;
+    if (o->policy.config.cap_mode == STQ_CAP_PEAK) {
+        o->store.global_cap = o->policy.cap_bytes;
+        if (holds_everything(o))
+            o->store.pool.cap = o->policy.cap_bytes;
+    }
     stq_status status = stq_store_open(&o->store, o->exempt);
     if (status != STQ_OK) {
         stq_adamw_destroy(o);

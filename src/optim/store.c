@@ -40,6 +40,7 @@ static stq_planes *out_planes(stq_store *store, size_t index, int state) {
 }
 
 stq_status stq_store_open(stq_store *store, const bool *exempt) {
+    store->global_bytes = store->global_fixed;
     stq_pool_charge_record(&store->pool, store->record_bytes);
     store->arena_bytes = arena_size(store, exempt);
     STQ_CHECK(stq_pool_allocate(&store->pool, store->arena_bytes, &store->arena));
@@ -86,6 +87,10 @@ static uint64_t growth(const stq_store *store, int64_t count, uint32_t from, uin
     return bytes;
 }
 
+static int64_t global_count(const stq_store *store, size_t index) {
+    return store->tensors[index].rows * store->tensors[index].cols;
+}
+
 static void release_difference(stq_store *store, const stq_planes *planes, const stq_planes *kept, int64_t count) {
     if (!coded(planes->bits))
         return;
@@ -123,9 +128,12 @@ static stq_status begin_state(stq_store *store, size_t index, int state, uint32_
         return STQ_OK;
     }
     bool first = in->bits == 0;
-    if (!first && !stq_pool_has_room(&store->pool, growth(store, count, in->bits, target)))
+    uint64_t more = growth(store, global_count(store, index), in->bits, target);
+    if (!first && store->global_cap != 0 && store->global_bytes + more > store->global_cap)
         return STQ_OK;
     stq_status status = allocate_planes(store, in, out, count, target);
+    if (status == STQ_OK)
+        store->global_bytes += more;
     return first ? status : STQ_OK;
 }
 
@@ -158,13 +166,23 @@ stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
     return STQ_OK;
 }
 
+/* Takes what a transition frees off the whole model's bytes. */
+static void count_freed(stq_store *store, size_t index, uint32_t from, uint32_t to) {
+    int64_t count = global_count(store, index);
+    for (uint32_t k = 0; coded(from) && k < stq_plane_count(from); k++)
+        if (!plane_stays(from, to, k, count))
+            store->global_bytes -= stq_pool_charge(&store->pool, stq_plane_bytes(count, from, k));
+}
+
 void stq_store_commit(stq_store *store) {
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++) {
             stq_planes *in = stq_store_planes(store, i, state);
             const stq_planes *out = out_planes(store, i, state);
-            if (in->bits != out->bits)
+            if (in->bits != out->bits) {
                 release_difference(store, in, out, store->items[i].count);
+                count_freed(store, i, in->bits, out->bits);
+            }
             *in = *out;
         }
 }
@@ -177,6 +195,7 @@ void stq_store_revert(stq_store *store) {
             if (in->bits == out->bits)
                 continue;
             release_difference(store, out, in, store->items[i].count);
+            count_freed(store, i, out->bits, in->bits);
             if (in->bits != 0) {
                 *out = *in;
             } else if (out->bits != STQ_BITS_FLOAT32) {
@@ -192,6 +211,7 @@ static void clear_state(stq_store *store, size_t index, int state) {
     stq_planes *in = stq_store_planes(store, index, state);
     stq_planes *out = out_planes(store, index, state);
     release_difference(store, in, NULL, store->items[index].count);
+    count_freed(store, index, in->bits, 0);
     *out =
         coded(in->bits) ? (stq_planes){.scales = in->scales} : (stq_planes){.base = out->base, .scales = out->scales};
     *in = (stq_planes){.bits = 0};

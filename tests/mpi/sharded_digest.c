@@ -1,0 +1,115 @@
+/*
+ * sharded_digest.c - run by tests/apps/test_mpi.sh under mpirun: trains a synthetic model on sharded states and prints
+ * one line with a digest of parameters and widths, which must be the same for every number of ranks.
+ *
+ * Every gradient is a sum that rank 0 alone contributes to (the others add zeros), so that it is the same whatever the
+ * order. Arguments: [mode], one of "" (100 steps), "die" (rank 1 ends in step 20), "differ" (rank 1 has another
+ * configuration), "diverge" (rank 1's decision is tampered with), "nan" (rank 1's gradient is not finite in step 5).
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <stquant/comm_mpi.h>
+#include <stquant/sharded.h>
+
+#include "optim/optimizer.h"
+#include "optim/sharded.h"
+#include "quant/codec.h"
+
+enum { TENSORS = 6, STEPS = 100 };
+
+static const int64_t shapes[TENSORS][2] = {{700, 384}, {384, 1152}, {1, 1152}, {384, 384}, {20, 300}, {997, 131}};
+
+static int fail(const char *where) {
+    fprintf(stderr, "%s: %s\n", where, stq_last_error());
+    stq_comm_mpi_abort(3);
+    return 3;
+}
+
+static float noise(uint32_t seed, uint32_t index) {
+    uint32_t h = stq_hash(stq_hash(seed) ^ index * 0x9e3779b9u);
+    return (float)((int32_t)(h & 0xffff) + (int32_t)(h >> 16) - 65535) * (1.0f / 65536.0f);
+}
+
+static uint64_t digest_of(const stq_sharded *s, const float *parameters, int64_t length) {
+    uint64_t digest = 0;
+    for (int64_t i = 0; i < length; i++)
+        digest = (digest ^ stq_float_bits(parameters[i])) * UINT64_C(0x9e3779b97f4a7c15);
+    for (size_t i = 0; i < TENSORS; i++)
+        digest = (digest ^ (uint64_t)s->adamw->targets[i][0] ^ (uint64_t)s->adamw->targets[i][1] << 8) *
+                 UINT64_C(0x9e3779b97f4a7c15);
+    return digest;
+}
+
+static void fill_gradients(float *gradients, const int64_t *offsets, uint32_t t, bool contributes) {
+    for (uint32_t i = 0; i < TENSORS; i++)
+        for (int64_t k = 0; k < shapes[i][0] * shapes[i][1]; k++)
+            gradients[offsets[i] + k] =
+                contributes ? ldexpf(1e-3f, (int)(k / shapes[i][1] % 5) - (int)i) * noise(t * 64 + i, (uint32_t)k)
+                            : 0.0f;
+}
+
+int main(int argc, char **argv) {
+    const char *mode = argc > 1 ? argv[1] : "";
+    stq_comm *comm;
+    if (stq_comm_create_mpi(&comm, 5) != STQ_OK)
+        return fail("create");
+    int rank = stq_comm_rank(comm);
+    char names[TENSORS][16];
+    stq_tensor tensors[TENSORS];
+    int64_t offsets[TENSORS], length = 0;
+    for (int i = 0; i < TENSORS; i++) {
+        snprintf(names[i], sizeof names[i], "tensor %d", i);
+        tensors[i] = stq_tensor_whole(names[i], shapes[i][0], shapes[i][1]);
+        offsets[i] = length;
+        length += (tensors[i].count + 15) / 16 * 16;
+    }
+    stq_adamw_config config = stq_adamw_defaults();
+    config.policy.decide_every = 10;
+    config.policy.planned_steps = STEPS;
+    config.policy.state_bits = 4.5;
+    config.policy.kind = STQ_POLICY_ZONES;
+    config.seed = strcmp(mode, "differ") == 0 && rank == 1 ? 2 : 1;
+    stq_sharded *s;
+    if (stq_sharded_create(&s, comm, &config, tensors, TENSORS, &(stq_flat){.offsets = offsets, .length = length}) !=
+        STQ_OK)
+        return fail("sharded");
+    float *parameters = calloc((size_t)length, sizeof *parameters),
+          *gradients = calloc((size_t)length, sizeof *gradients);
+    for (int64_t i = 0; i < length; i++)
+        parameters[i] = 0.02f * noise(7, (uint32_t)i);
+    for (uint32_t t = 1; t <= STEPS; t++) {
+        if (strcmp(mode, "die") == 0 && rank == 1 && t == 20)
+            _Exit(9);
+        if (strcmp(mode, "hang") == 0 && rank == 1 && t == 20)
+            sleep(60);
+        if (strcmp(mode, "diverge") == 0 && rank == 1 && t == 10)
+            s->adamw->policy.config.state_bits = 3.0, s->adamw->policy.cap_bytes = s->adamw->policy.cap_bytes * 3 / 4;
+        fill_gradients(gradients, offsets, t, rank == 0);
+        if (strcmp(mode, "nan") == 0 && t == 5 && rank == stq_comm_ranks(comm) - 1)
+            gradients[offsets[5] + 3] = NAN;
+        /* Two buckets begun early, the rest in the step. */
+        if (stq_sharded_start(s, gradients, offsets[3], 100000) != STQ_OK ||
+            stq_sharded_start(s, gradients, offsets[1], 65536 * 3 + 5) != STQ_OK)
+            return fail("start");
+        if (stq_sharded_step(s, parameters, gradients, 1.0, NULL) != STQ_OK)
+            return fail("step");
+    }
+    stq_memory memory;
+    uint64_t total;
+    stq_adamw_memory(s->adamw, &memory);
+    if (stq_sharded_total_bytes(s, &total) != STQ_OK)
+        return fail("bytes");
+    if (rank == 0)
+        printf("digest %016llx skipped %lld ranks %d rank0_bytes %llu total_bytes %llu decision_bytes %llu\n",
+               (unsigned long long)digest_of(s, parameters, length), (long long)stq_adamw_skipped_count(s->adamw),
+               stq_comm_ranks(comm), (unsigned long long)memory.state_bytes, (unsigned long long)total,
+               (unsigned long long)stq_comm_decision_bytes(comm));
+    free(parameters);
+    free(gradients);
+    stq_sharded_destroy(s);
+    stq_comm_destroy(comm);
+    return 0;
+}
