@@ -10,6 +10,7 @@
 static const stq_kernels *const tables[] = {
 #if defined(__x86_64__)
     &stq_avx512_kernels,
+    &stq_avx2_kernels,
 #elif defined(__aarch64__)
     &stq_neon_kernels,
 #endif
@@ -22,6 +23,8 @@ static bool can_run(const stq_kernels *kernels) {
 #if defined(__x86_64__)
     if (kernels == &stq_avx512_kernels)
         return stq_cpu_has_avx512();
+    if (kernels == &stq_avx2_kernels)
+        return stq_cpu_has_avx2();
 #else
     (void)kernels;
 #endif

@@ -32,6 +32,7 @@ INLINE vfloat vf_fma(vfloat a, vfloat b, vfloat c) { return _mm512_fmadd_ps(a, b
 INLINE vfloat vf_from_bits(vint x) { return _mm512_castsi512_ps(x); }
 INLINE vint vi_bits(vfloat x) { return _mm512_castps_si512(x); }
 INLINE vint vi_all(uint32_t x) { return _mm512_set1_epi32((int)x); }
+INLINE vint vi_and(vint a, vint b) { return _mm512_and_si512(a, b); }
 INLINE vint vi_magnitude(vfloat x) { return _mm512_and_si512(vi_bits(x), vi_all(0x7fffffffu)); }
 INLINE vfloat vf_from_integers(vint x) { return _mm512_cvtepi32_ps(x); }
 
@@ -94,6 +95,11 @@ INLINE vint vi_shift_left_by(vint x, vcount bits) { return _mm512_sll_epi32(x, b
 /* `yes` where `test` is 0, else `no`. */
 INLINE vint vi_where_zero(vint test, vint yes, vint no) {
     return _mm512_mask_mov_epi32(yes, _mm512_test_epi32_mask(test, test), no);
+}
+
+/* 0 where x < limit, else `other`. */
+INLINE vint vi_zero_where_less(vint x, vint limit, vint other) {
+    return _mm512_maskz_mov_epi32(_mm512_cmpge_epu32_mask(x, limit), other);
 }
 
 INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) {
@@ -210,6 +216,8 @@ INLINE void pack(const stq_planes *planes, int64_t block, const uint8_t *codes, 
         }
 }
 
+#include "quant/decode_template.h"
+
 /* ---- codes to values ---- */
 
 INLINE vint load_codes(const uint8_t *codes) {
@@ -230,10 +238,7 @@ INLINE void decode_m_codes(float *to, const uint8_t *codes, float scale, const f
         } else if (bits == 6) {
             value = vf_copy_sign(_mm512_permutex2var_ps(low, code, high), vf_from_bits(vi_shift_left(code, 32 - bits)));
         } else {
-            vint t = _mm512_and_si512(vi_shift_left(code, 25 - bits), vi_all(0x00ffffffu));
-            t = vi_add(t, vi_all(STQ_ONE_BITS + (1u << (24 - bits))));
-            value = vf_multiply(vf_subtract(vf_from_bits(t), vf_all(1.0f)), vf_all(1.0f / 3.0f));
-            value = vf_copy_sign(vf_multiply(value, scales), vf_from_bits(vi_shift_left(code, 32 - bits)));
+            value = m_of_codes(code, scales, bits);
         }
         vf_store(to + i, value);
     }
@@ -243,21 +248,19 @@ INLINE void decode_v_codes(float *to, const uint8_t *codes, uint32_t low, uint32
                            const uint32_t bits) {
     const vcount count = vi_count((int)shift);
     const vint lows = vi_all(low), firsts = vi_all(first);
-    const vint few = vi_lane_numbers(), more = vi_add(few, vi_all(16));
-    const __mmask16 positive = (__mmask16)(0xffffu - first);
-    const vfloat first_half = vf_from_bits(_mm512_maskz_add_epi32(positive, lows, vi_shift_left_by(few, count)));
-    const vfloat second_half = vf_from_bits(vi_add(lows, vi_shift_left_by(more, count)));
+    const vint low_codes = vi_lane_numbers(), high_codes = vi_add(low_codes, vi_all(16));
+    const vfloat low_half = v_of_codes(low_codes, lows, count, firsts);
+    const vfloat high_half = v_of_codes(high_codes, lows, count, firsts);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += LANES) {
         vint code = load_codes(codes + i);
         vfloat value;
         if (bits <= 4)
-            value = _mm512_permutexvar_ps(code, first_half);
+            value = _mm512_permutexvar_ps(code, low_half);
         else if (bits == 5)
-            value = _mm512_permutex2var_ps(first_half, code, second_half);
+            value = _mm512_permutex2var_ps(low_half, code, high_half);
         else
-            value = vf_from_bits(
-                _mm512_maskz_add_epi32(_mm512_cmpge_epu32_mask(code, firsts), lows, vi_shift_left_by(code, count)));
+            value = v_of_codes(code, lows, count, firsts);
         vf_store(to + i, value);
     }
 }
