@@ -28,10 +28,14 @@ typedef struct weighted {
 
 static bool takes_part(const stq_policy_tensor *tensor) { return tensor->given[0] == 0 || tensor->given[1] == 0; }
 
+bool stq_policy_has_gradient(const stq_factors *factors) {
+    return factors->n > 0 && isfinite(factors->n) && factors->r > 0 && isfinite(factors->r);
+}
+
 static void add_tensor(weighted *sum, stq_policy_tensor *tensor) {
     stq_factors *factors = &tensor->factors;
     factors->volatility = 0;
-    if (!(factors->n > 0))
+    if (!stq_policy_has_gradient(factors))
         return;
     double log_n = log(factors->n), elements = (double)tensor->count;
     if (isfinite(tensor->last_log_n)) {
@@ -60,7 +64,7 @@ static void reheat(stq_policy *policy, double volatility) {
 }
 
 static stq_zone zone_of(const stq_policy *policy, const stq_factors *factors) {
-    if (!(factors->n > 0))
+    if (!stq_policy_has_gradient(factors))
         return STQ_ZONE_REDUNDANT;
     bool n_high = log(factors->n) >= policy->log_n_average;
     bool r_high = log(factors->r) >= policy->log_r_average;

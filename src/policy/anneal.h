@@ -4,6 +4,9 @@
 
 #include "policy/policy.h"
 
+/* False where the factors say nothing: a gradient of zeros, or figures from a caller that are none. */
+bool stq_policy_has_gradient(const stq_factors *factors);
+
 /* Takes one decision's factors into the averages; sets volatility and zone of every tensor. */
 void stq_policy_measure(stq_policy *policy, stq_policy_tensor *tensors, size_t count);
 

@@ -54,6 +54,9 @@ static void list_choices(decision *d, size_t tensor_count, int64_t step) {
             if (given == 0) {
                 stq_choice *choice = &d->choices[d->count++];
                 *choice = (stq_choice){.tensor = (uint32_t)i, .state = (uint8_t)state, .present = tensor->bits[state]};
+                /* A tensor without a gradient so far has no planes, but room is kept for them. */
+                if (choice->present == 0 && policy->decisions > 0)
+                    choice->present = tensor->target[state];
                 stq_choice_sizes(choice, tensor->count, policy->granularity);
                 continue;
             }

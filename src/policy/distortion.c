@@ -1,6 +1,7 @@
 /* distortion.c - rate-distortion: what one more bit takes away from the error of the update. */
 #include <math.h>
 
+#include "policy/anneal.h"
 #include "policy/rules.h"
 
 /*
@@ -33,7 +34,7 @@ static void hull(stq_steps *steps, int state, uint32_t lowest, uint32_t highest)
 }
 
 double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *tensor) {
-    if (!(tensor->factors.n > 0))
+    if (!stq_policy_has_gradient(&tensor->factors))
         return 0.0625;
     double weight = exp(log(tensor->factors.n) - policy->log_n_average);
     return weight < 0.0625 ? 0.0625 : weight > 16 ? 16 : weight;

@@ -1,6 +1,7 @@
 /* zones.c - the four zones of STQuant's figure 3: magnitude n and structural complexity r against their averages. */
 #include <math.h>
 
+#include "policy/anneal.h"
 #include "policy/rules.h"
 
 /* Offsets in bits of (m, v). */
@@ -11,7 +12,7 @@ static const float offsets[][2] = {
 
 /* Orders the states of one zone: a fraction of a bit by how far n and r are from their averages. */
 static float order_inside_zone(const stq_policy *policy, const stq_factors *factors) {
-    if (!(factors->n > 0))
+    if (!stq_policy_has_gradient(factors))
         return -0.25f;
     double distance = log(factors->n) - policy->log_n_average + log(factors->r) - policy->log_r_average;
     distance = distance < -8 ? -8 : distance > 8 ? 8 : distance;
