@@ -17,7 +17,8 @@
 
 /* One tensor's slice in one step; without a gradient (NULL) it takes no part. In-planes are decoded, out-planes are
  * encoded; they are the same unless the width changes in this step. A transition may share the base plane: a block is
- * decoded whole before it is encoded. */
+ * decoded whole before it is encoded. Where v_in is shared (quant/shared.h), its means are those of this step already:
+ * v is read and not updated, and v_out is v_in or planes of codes, which are encoded from v. */
 typedef struct stq_item {
     void *parameter;
     const void *gradient;
@@ -27,6 +28,7 @@ typedef struct stq_item {
     stq_planes v_out;
     int64_t count;       /* elements here */
     int64_t first_block; /* global index of the first block: random numbers do not depend on slicing */
+    int64_t cols;        /* of the global tensor: which mean is whose where v is shared */
     uint32_t tensor;     /* the tensor's index in its optimizer */
     uint32_t group;      /* index of its coefficients in this step */
     uint32_t parameter_type;
@@ -49,11 +51,11 @@ typedef struct stq_coefficients {
 
 #ifdef __cplusplus
 static_assert(sizeof(stq_planes) == 56, "stq_planes is shared with device code");
-static_assert(sizeof(stq_item) == 272, "stq_item is shared with device code");
+static_assert(sizeof(stq_item) == 280, "stq_item is shared with device code");
 static_assert(sizeof(stq_coefficients) == 40, "stq_coefficients is shared with device code");
 #else
 _Static_assert(sizeof(stq_planes) == 56, "stq_planes is shared with device code");
-_Static_assert(sizeof(stq_item) == 272, "stq_item is shared with device code");
+_Static_assert(sizeof(stq_item) == 280, "stq_item is shared with device code");
 _Static_assert(sizeof(stq_coefficients) == 40, "stq_coefficients is shared with device code");
 #endif
 

@@ -7,6 +7,7 @@
 #include "quant/codec.h"
 #include "quant/convert.h"
 #include "quant/kernels.h"
+#include "quant/shared.h"
 
 /* Zeros of the padding are not values: they neither set has_zero nor the smallest value. */
 static void find_range(const float *v, int count, uint32_t *largest, uint32_t *lowest, uint32_t *has_zero) {
@@ -136,19 +137,25 @@ static void step_block(const stq_item *item, const stq_coefficients *c, int64_t 
     uint32_t global_block = (uint32_t)(item->first_block + block);
 
     stq_reference_decode_m(m, &item->m_in, block, count, lowest);
-    stq_reference_decode_v(v, &item->v_in, block, count);
+    bool shared = stq_is_shared(item->v_in.bits);
+    if (shared)
+        stq_shared_values(v, &item->v_in, item->cols, (item->first_block + block) * STQ_BLOCK, count);
+    else
+        stq_reference_decode_v(v, &item->v_in, block, count);
     for (int i = 0; i < count; i++) {
         float g = stq_load_float(item->gradient, item->gradient_type, first + i) * c->gradient_factor;
         float decoded = lowest[i] && g == 0.0f ? 0.0f : m[i];
         m[i] = fmaf(c->beta1, decoded, c->one_minus_beta1 * g);
-        v[i] = fmaf(c->beta2, v[i], c->one_minus_beta2 * (g * g));
+        if (!shared)
+            v[i] = fmaf(c->beta2, v[i], c->one_minus_beta2 * (g * g));
         denominator[i] = sqrtf(v[i]) + c->epsilon;
         p[i] = stq_load_float(item->parameter, item->parameter_type, first + i) * c->decay;
         p[i] = fmaf(-c->step_size, m[i] / denominator[i], p[i]);
     }
     store_state(&item->m_out, block, m, count, false, 0);
-    store_state(&item->v_out, block, v, count, true,
-                stq_block_key(c->step_key, item->tensor, global_block, STQ_STREAM_SECOND_MOMENT));
+    if (!stq_is_shared(item->v_out.bits))
+        store_state(&item->v_out, block, v, count, true,
+                    stq_block_key(c->step_key, item->tensor, global_block, STQ_STREAM_SECOND_MOMENT));
     if (c->compensation != 0.0f && item->m_out.bits != STQ_BITS_FLOAT32) {
         float error[STQ_BLOCK];
         rounding_errors(error, m, item, block, count);
