@@ -7,6 +7,7 @@
 #include "quant/codec.h"
 #include "quant/convert.h"
 #include "quant/kernels.h"
+#include "quant/shared.h"
 
 #define INLINE static inline __attribute__((always_inline))
 

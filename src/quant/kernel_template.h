@@ -44,6 +44,7 @@ typedef struct item_plan {
     moments_phase *moments;
     encode_phase *encode_m, *encode_v;
     parameter_phase *parameters;
+    bool shared;              /* v_in holds means, already those of this step */
     float levels[STQ_LEVELS]; /* of m_in, see fill_levels */
     float levels_out[STQ_LEVELS];
 } item_plan;
@@ -348,6 +349,11 @@ static void store_v_float32(const workspace *work, const stq_planes *planes, int
     memcpy((float *)(void *)planes->base + block * STQ_BLOCK, work->v, (size_t)count * sizeof(float));
 }
 
+/* A shared v that stays shared. */
+static void keep_v(const workspace *work, const stq_planes *planes, int64_t block, int count, uint32_t key) {
+    (void)work, (void)planes, (void)block, (void)count, (void)key;
+}
+
 static encode_phase *const m_encoders[] = {NULL,       store_m_float32, encode_m_2, encode_m_3, encode_m_4,
                                            encode_m_5, encode_m_6,      encode_m_7, encode_m_8};
 static encode_phase *const v_encoders[] = {NULL,       store_v_float32, encode_v_2, encode_v_3, encode_v_4,
@@ -429,9 +435,14 @@ INLINE void step_block(const item_plan *plan, void *parameter, const void *gradi
     work.dead_bits = coded_in ? stq_float_bits(plan->levels[0] * stq_m_scale(item->m_in.scales[block])) : 0x7fffffffu;
     work.padded = false;
     plan->decode_m(work.m, &item->m_in, block, count, plan->levels);
-    plan->decode_v(work.v, &item->v_in, block, count, NULL);
+    if (!plan->shared)
+        plan->decode_v(work.v, &item->v_in, block, count, NULL);
+    else
+        memset(work.v, 0, sizeof work.v);
     plan->moments(&work, gradient, c);
-    if (count < STQ_BLOCK)
+    if (plan->shared)
+        stq_shared_values(work.v, &item->v_in, item->cols, (item->first_block + block) * STQ_BLOCK, count);
+    if (plan->shared || count < STQ_BLOCK)
         pad(&work, count);
     plan->encode_m(&work, &item->m_out, block, count, 0);
     plan->encode_v(&work, &item->v_out, block, count,
@@ -462,11 +473,12 @@ static item_plan make_plan(const stq_item *item, const stq_coefficients *c) {
         .item = item,
         .coefficients = c,
         .decode_m = m_decoders[width_index(item->m_in.bits)],
-        .decode_v = v_decoders[width_index(item->v_in.bits)],
+        .decode_v = stq_is_shared(item->v_in.bits) ? NULL : v_decoders[width_index(item->v_in.bits)],
         .moments = moments_phases[item->gradient_type],
         .encode_m = m_encoders[width_index(item->m_out.bits)],
-        .encode_v = v_encoders[width_index(item->v_out.bits)],
+        .encode_v = stq_is_shared(item->v_out.bits) ? keep_v : v_encoders[width_index(item->v_out.bits)],
         .parameters = parameter_phases[item->parameter_type],
+        .shared = stq_is_shared(item->v_in.bits),
     };
     fill_levels(plan.levels, item->m_in.bits);
     if (c->compensation != 0.0f && item->m_out.bits != STQ_BITS_FLOAT32) {

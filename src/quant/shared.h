@@ -48,13 +48,15 @@ STQ_INLINE int64_t *stq_shared_sums(const stq_planes *planes) { return (int64_t 
 STQ_INLINE void stq_shared_values(float *v, const stq_planes *planes, int64_t cols, int64_t first, int count) {
     const float *means = stq_shared_means(planes);
     int64_t row = first / cols, col = first % cols;
-    bool by_row = planes->bits == STQ_BITS_SHARED_ROW;
-    for (int i = 0; i < count; i++) {
-        v[i] = means[by_row ? row : col];
-        if (++col == cols) {
-            col = 0;
-            row++;
-        }
+    for (int done = 0; done < count; row++, col = 0) {
+        int run = cols - col < count - done ? (int)(cols - col) : count - done;
+        if (planes->bits == STQ_BITS_SHARED_ROW)
+            for (int i = 0; i < run; i++)
+                v[done + i] = means[row];
+        else
+            for (int i = 0; i < run; i++)
+                v[done + i] = means[col + i];
+        done += run;
     }
 }
 
