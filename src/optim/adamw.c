@@ -61,6 +61,7 @@ static void copy_tensor(stq_adamw *o, size_t i, const stq_tensor *tensor, char *
     o->store.items[i] = (stq_item){
         .count = tensor->count,
         .first_block = tensor->first / STQ_BLOCK,
+        .rows = tensor->rows,
         .cols = tensor->cols,
         .tensor = (uint32_t)i,
         .group = tensor->group,

@@ -28,7 +28,8 @@ typedef struct stq_item {
     stq_planes v_out;
     int64_t count;       /* elements here */
     int64_t first_block; /* global index of the first block: random numbers do not depend on slicing */
-    int64_t cols;        /* of the global tensor: which mean is whose where v is shared */
+    int64_t rows;        /* shape of the global tensor: which mean is whose where v is shared */
+    int64_t cols;
     uint32_t tensor;     /* the tensor's index in its optimizer */
     uint32_t group;      /* index of its coefficients in this step */
     uint32_t parameter_type;
@@ -51,11 +52,11 @@ typedef struct stq_coefficients {
 
 #ifdef __cplusplus
 static_assert(sizeof(stq_planes) == 56, "stq_planes is shared with device code");
-static_assert(sizeof(stq_item) == 280, "stq_item is shared with device code");
+static_assert(sizeof(stq_item) == 288, "stq_item is shared with device code");
 static_assert(sizeof(stq_coefficients) == 40, "stq_coefficients is shared with device code");
 #else
 _Static_assert(sizeof(stq_planes) == 56, "stq_planes is shared with device code");
-_Static_assert(sizeof(stq_item) == 280, "stq_item is shared with device code");
+_Static_assert(sizeof(stq_item) == 288, "stq_item is shared with device code");
 _Static_assert(sizeof(stq_coefficients) == 40, "stq_coefficients is shared with device code");
 #endif
 

@@ -17,6 +17,9 @@
 /* Units of a sum are (root of the mean / 64)^2: terms saturate at 512 times the root of the mean. */
 #define STQ_SHARED_UNITS 64.0f
 
+/* A factor of which no better is known; at 2^100 every gradient that matters saturates. */
+#define STQ_SHARED_UNKNOWN 1.2676506e30f
+
 /* Elements followed one by one, to see whether sharing still pays. */
 #define STQ_SHARED_PROBES 1024
 
@@ -32,7 +35,36 @@ STQ_INLINE int64_t stq_shared_index(uint32_t bits, int64_t index, int64_t cols) 
     return bits == STQ_BITS_SHARED_ROW ? index / cols : index % cols;
 }
 
-/* The planes of a shared second moment, in one allocation that begins at planes->base. */
+/*
+ * The planes of a shared second moment lie in one allocation: means, factors, probes, sums, each rounded up to 64
+ * bytes. All but the sums is state that the next step needs.
+ */
+
+STQ_INLINE int64_t stq_shared_align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Bytes of the state, and of the whole allocation. */
+STQ_INLINE int64_t stq_shared_state_bytes(uint32_t bits, int64_t rows, int64_t cols) {
+    return 2 * stq_shared_align(4 * stq_shared_count(bits, rows, cols)) + stq_shared_align(4 * STQ_SHARED_PROBES);
+}
+
+STQ_INLINE int64_t stq_shared_bytes(uint32_t bits, int64_t rows, int64_t cols) {
+    return stq_shared_state_bytes(bits, rows, cols) + stq_shared_align(8 * stq_shared_count(bits, rows, cols));
+}
+
+/* Points the planes into their allocation. */
+STQ_INLINE stq_planes stq_shared_planes(void *allocation, uint32_t bits, int64_t rows, int64_t cols) {
+    int64_t each = stq_shared_align(4 * stq_shared_count(bits, rows, cols));
+    uint8_t *base = (uint8_t *)allocation;
+    stq_planes planes;
+    memset(&planes, 0, sizeof planes);
+    planes.base = base;
+    planes.bit[0] = base + each;
+    planes.bit[1] = base + 2 * each;
+    planes.bit[2] = base + 2 * each + stq_shared_align(4 * STQ_SHARED_PROBES);
+    planes.bits = bits;
+    return planes;
+}
+
 STQ_INLINE float *stq_shared_means(const stq_planes *planes) { return (float *)(void *)planes->base; }
 
 /* One factor a mean: the sums are in units of 1 / factor^2. */
@@ -62,23 +94,26 @@ STQ_INLINE void stq_shared_values(float *v, const stq_planes *planes, int64_t co
 
 /* One element's term of a sum. At least 1 for a gradient that is not 0: a mean is never taken for 0 by rounding, and an
  * update never divides by too little. */
-STQ_INLINE uint32_t stq_shared_term(float g, float factor) {
+STQ_INLINE int32_t stq_shared_term(float g, float factor) {
     float scaled = g * factor;
     float square = scaled * scaled;
     square = square < STQ_SHARED_LARGEST ? square : STQ_SHARED_LARGEST;
-    uint32_t term = (uint32_t)lrintf(square);
-    return g == 0.0f ? 0 : term == 0 ? 1 : term;
+    int32_t term = (int32_t)lrintf(square);
+    return term + (term == 0 && g != 0.0f);
 }
 
 /* The factor that goes with a mean of g'^2, g' = g * gradient_factor. A mean of 0 gets one at which every g saturates.
  */
 STQ_INLINE float stq_shared_factor(float mean, float gradient_factor) {
     float factor = STQ_SHARED_UNITS * gradient_factor / sqrtf(mean);
-    return factor < 1.2676506e30f ? factor : 1.2676506e30f; /* 2^100; NaN and infinity too */
+    return factor < STQ_SHARED_UNKNOWN ? factor : STQ_SHARED_UNKNOWN;
 }
 
-/* The factor for sums made again: the largest |g| of the tensor gives a term of 2^28 to 2^29. */
-STQ_INLINE float stq_shared_safe_factor(float largest) { return 16384.0f / largest; }
+/* The factor for sums made again: the largest |g| of the tensor gives a term of at most 2^28. */
+STQ_INLINE float stq_shared_safe_factor(float largest) {
+    float factor = 16384.0f / largest;
+    return factor < STQ_SHARED_UNKNOWN ? factor : STQ_SHARED_UNKNOWN;
+}
 
 /* The new mean from the sum of `elements` terms. */
 STQ_INLINE float stq_shared_mean(float mean, int64_t sum, int64_t elements, float factor, const stq_coefficients *c) {
@@ -86,5 +121,66 @@ STQ_INLINE float stq_shared_mean(float mean, int64_t sum, int64_t elements, floa
     float square = (float)((double)sum / (double)elements * (unit * unit));
     return fmaf(c->beta2, mean, c->one_minus_beta2 * square);
 }
+
+/* The probes are a grid of elements, spread evenly over rows and columns: probe i is at row i / cols, column i % cols
+ * of it. */
+typedef struct stq_shared_grid {
+    int64_t rows; /* of the grid; rows * cols <= STQ_SHARED_PROBES */
+    int64_t cols;
+} stq_shared_grid;
+
+STQ_INLINE stq_shared_grid stq_shared_probe_grid(int64_t rows, int64_t cols) {
+    stq_shared_grid grid;
+    grid.rows = rows < 32 ? rows : 32;
+    grid.cols = STQ_SHARED_PROBES / grid.rows < cols ? STQ_SHARED_PROBES / grid.rows : cols;
+    grid.rows = STQ_SHARED_PROBES / grid.cols < rows ? STQ_SHARED_PROBES / grid.cols : rows;
+    return grid;
+}
+
+/* One of `count` positions below `size`: a counter's hash picks it inside its share. `size` * `count` < 2^63. */
+STQ_INLINE int64_t stq_shared_position(int64_t i, int64_t count, int64_t size) {
+    int64_t first = size * i / count;
+    int64_t width = size * (i + 1) / count - first;
+    return first + (int64_t)stq_hash((uint32_t)i + 0x9e3779b9u * (uint32_t)count) % width;
+}
+
+/* The element of the global tensor that probe i follows. */
+STQ_INLINE int64_t stq_shared_probe(int64_t i, const stq_shared_grid *grid, int64_t rows, int64_t cols) {
+    return stq_shared_position(i / grid->cols, grid->rows, rows) * cols +
+           stq_shared_position(i % grid->cols, grid->cols, cols);
+}
+
+/* ---- The CPU's stages, over parts of an item; src/quant/shared.c ---- */
+
+/* Adds the terms of the item's slice that belong to means `first` .. `end` - 1 to the sums; returns how many saturated.
+ */
+int64_t stq_shared_add(const stq_item *item, int64_t first, int64_t end);
+
+/* Largest |g| (its bits) of elements first .. end - 1 of the slice. */
+uint32_t stq_shared_largest(const stq_item *item, int64_t first, int64_t end);
+
+/* Means first .. end - 1 from their sums, and the factors of the next step; the sums are zeroed. */
+void stq_shared_finish(const stq_item *item, const stq_coefficients *coefficients, int64_t first, int64_t end);
+
+/* The probes that lie in the slice take this step's gradient in. */
+void stq_shared_follow(const stq_item *item, const stq_coefficients *coefficients);
+
+/*
+ * Begins sharing: fills `shared` from the second moment in item->v_in (codes or nothing, the whole tensor), zeroes the
+ * sums. The factors are those of means of which nothing is known.
+ */
+void stq_shared_begin(const stq_planes *shared, const stq_item *item);
+
+/* Values of v at the probes that lie in the slice, 0 at the others: of shared, coded and float32 planes. */
+void stq_shared_read_probes(float *values, const stq_item *item);
+
+/*
+ * Signal-to-noise ratio mean^2 / variance of v inside a row ([0]: what sharing by rows would level) and inside a column
+ * ([1]), harmonic mean over the rows and columns of the grid; 0 where there is nothing to tell. `noise` is the variance
+ * of v over v^2 that its coding adds; it is taken off. At most `STQ_SHARED_BEST`.
+ */
+void stq_shared_ratios(double ratios[2], const float *values, const stq_shared_grid *grid, double noise);
+
+#define STQ_SHARED_BEST 1000.0
 
 #endif

@@ -1,0 +1,229 @@
+/* shared.c - the stages of a shared second moment on the CPU: exact sums, means, probes, the ratio that decides. */
+#include "quant/shared.h"
+#include "quant/convert.h"
+#include "quant/reference.h"
+
+/* Elements handled at a time. */
+enum { RUN = 1024 };
+
+static const float *load_run(const stq_item *item, int64_t first, int64_t count, float *buffer) {
+    if (item->gradient_type == STQ_FLOAT32)
+        return (const float *)item->gradient + first;
+    for (int64_t i = 0; i < count; i++)
+        buffer[i] = stq_load_float(item->gradient, item->gradient_type, first + i);
+    return buffer;
+}
+
+/* A run inside one row: all terms go to the row's sum. */
+static int64_t add_to_row(int64_t *sum, const float *g, float factor, int64_t count) {
+    int64_t total = 0;
+    int32_t saturated = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t term = stq_shared_term(g[i], factor);
+        total += term;
+        saturated += term == (int32_t)STQ_SHARED_LARGEST;
+    }
+    *sum += total;
+    return saturated;
+}
+
+/* A run inside one row: each term goes to the sum of its column. */
+static int64_t add_to_columns(int64_t *restrict sums, const float *restrict g, const float *restrict factors,
+                              int64_t count) {
+    int32_t saturated = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t term = stq_shared_term(g[i], factors[i]);
+        sums[i] += term;
+        saturated += term == (int32_t)STQ_SHARED_LARGEST;
+    }
+    return saturated;
+}
+
+/* The part of row `row` that lies in the slice, cut to columns first .. end - 1. */
+static int64_t add_part(const stq_item *item, int64_t row, int64_t first, int64_t end) {
+    int64_t slice = item->first_block * STQ_BLOCK;
+    int64_t from = row * item->cols + first, to = row * item->cols + end;
+    from = from > slice ? from : slice;
+    to = to < slice + item->count ? to : slice + item->count;
+    int64_t saturated = 0;
+    float buffer[RUN];
+    for (; from < to; from += RUN) {
+        int64_t count = to - from < RUN ? to - from : RUN;
+        const float *g = load_run(item, from - slice, count, buffer);
+        int64_t *sums = stq_shared_sums(&item->v_in);
+        const float *factors = stq_shared_factors(&item->v_in);
+        int64_t col = from - row * item->cols;
+        if (item->v_in.bits == STQ_BITS_SHARED_ROW)
+            saturated += add_to_row(&sums[row], g, factors[row], count);
+        else
+            saturated += add_to_columns(sums + col, g, factors + col, count);
+    }
+    return saturated;
+}
+
+int64_t stq_shared_add(const stq_item *item, int64_t first, int64_t end) {
+    int64_t slice = item->first_block * STQ_BLOCK;
+    int64_t first_row = slice / item->cols;
+    int64_t end_row = item->count > 0 ? (slice + item->count - 1) / item->cols + 1 : first_row;
+    int64_t saturated = 0;
+    if (item->v_in.bits == STQ_BITS_SHARED_ROW) {
+        first_row = first_row > first ? first_row : first;
+        end_row = end_row < end ? end_row : end;
+        first = 0;
+        end = item->cols;
+    }
+    for (int64_t row = first_row; row < end_row; row++)
+        saturated += add_part(item, row, first, end);
+    return saturated;
+}
+
+uint32_t stq_shared_largest(const stq_item *item, int64_t first, int64_t end) {
+    int32_t largest = 0;
+    float buffer[RUN];
+    for (; first < end; first += RUN) {
+        int64_t count = end - first < RUN ? end - first : RUN;
+        const float *g = load_run(item, first, count, buffer);
+        for (int64_t i = 0; i < count; i++) {
+            int32_t bits = (int32_t)(stq_float_bits(g[i]) & 0x7fffffffu);
+            largest = bits > largest ? bits : largest;
+        }
+    }
+    return (uint32_t)largest;
+}
+
+void stq_shared_finish(const stq_item *item, const stq_coefficients *c, int64_t first, int64_t end) {
+    float *means = stq_shared_means(&item->v_in), *factors = stq_shared_factors(&item->v_in);
+    int64_t *sums = stq_shared_sums(&item->v_in);
+    int64_t elements = item->v_in.bits == STQ_BITS_SHARED_ROW ? item->cols : item->rows;
+    for (int64_t k = first; k < end; k++) {
+        means[k] = stq_shared_mean(means[k], sums[k], elements, factors[k], c);
+        factors[k] = stq_shared_factor(means[k], c->gradient_factor);
+        sums[k] = 0;
+    }
+}
+
+static int64_t probe_count(const stq_shared_grid *grid) { return grid->rows * grid->cols; }
+
+void stq_shared_follow(const stq_item *item, const stq_coefficients *c) {
+    stq_shared_grid grid = stq_shared_probe_grid(item->rows, item->cols);
+    float *probes = stq_shared_probes(&item->v_in);
+    for (int64_t i = 0; i < probe_count(&grid); i++) {
+        int64_t at = stq_shared_probe(i, &grid, item->rows, item->cols) - item->first_block * STQ_BLOCK;
+        if (at < 0 || at >= item->count)
+            continue;
+        float g = stq_load_float(item->gradient, item->gradient_type, at) * c->gradient_factor;
+        probes[i] = fmaf(c->beta2, probes[i], c->one_minus_beta2 * (g * g));
+    }
+}
+
+/* One value out of planes of any width. */
+static float read_value(const stq_item *item, int64_t at) {
+    const stq_planes *v = &item->v_in;
+    if (v->bits == 0)
+        return 0.0f;
+    if (v->bits == STQ_BITS_FLOAT32)
+        return ((const float *)(const void *)v->base)[at];
+    stq_lattice lattice = stq_v_lattice(v->scales[at / STQ_BLOCK], v->bits);
+    return stq_v_decode(stq_code_get(v, at), &lattice);
+}
+
+void stq_shared_read_probes(float *values, const stq_item *item) {
+    stq_shared_grid grid = stq_shared_probe_grid(item->rows, item->cols);
+    bool shared = stq_is_shared(item->v_in.bits);
+    for (int64_t i = 0; i < probe_count(&grid); i++) {
+        int64_t at = stq_shared_probe(i, &grid, item->rows, item->cols) - item->first_block * STQ_BLOCK;
+        bool here = at >= 0 && at < item->count;
+        values[i] = !here ? 0.0f : shared ? stq_shared_probes(&item->v_in)[i] : read_value(item, at);
+    }
+}
+
+/* Fixed point for the sum of `elements` second moments of at most `largest`: 40 bits behind the largest one's first,
+ * fewer where the sum would not fit. */
+static double fixed_point(float largest, int64_t elements) {
+    int exponent, bits = 62;
+    (void)frexp((double)largest, &exponent);
+    while (elements > 1) {
+        elements = (elements + 1) / 2;
+        bits--;
+    }
+    return ldexp(1.0, (bits < 40 ? bits : 40) - exponent);
+}
+
+/* Decodes the whole slice; adds to the sums where there is a `scale`. Returns the largest value. */
+static float sum_moments(const stq_planes *shared, const stq_item *item, double scale) {
+    int64_t *sums = stq_shared_sums(shared);
+    float values[STQ_BLOCK], largest = 0;
+    for (int64_t block = 0; block < stq_block_count(item->count); block++) {
+        int64_t left = item->count - block * STQ_BLOCK;
+        int count = left < STQ_BLOCK ? (int)left : STQ_BLOCK;
+        int64_t index = (item->first_block + block) * STQ_BLOCK;
+        stq_reference_decode_v(values, &item->v_in, block, count);
+        for (int i = 0; i < count; i++) {
+            largest = values[i] > largest ? values[i] : largest;
+            if (scale > 0 && values[i] > 0) {
+                int64_t term = llrint((double)values[i] * scale);
+                sums[stq_shared_index(shared->bits, index + i, item->cols)] += term > 0 ? term : 1;
+            }
+        }
+    }
+    return largest;
+}
+
+void stq_shared_begin(const stq_planes *shared, const stq_item *item) {
+    int64_t means_count = stq_shared_count(shared->bits, item->rows, item->cols);
+    int64_t elements = shared->bits == STQ_BITS_SHARED_ROW ? item->cols : item->rows;
+    float *means = stq_shared_means(shared);
+    int64_t *sums = stq_shared_sums(shared);
+    memset(shared->base, 0, (size_t)stq_shared_bytes(shared->bits, item->rows, item->cols));
+    for (int64_t k = 0; k < means_count; k++)
+        stq_shared_factors(shared)[k] = STQ_SHARED_UNKNOWN;
+    if (item->v_in.bits == 0)
+        return;
+    stq_shared_read_probes(stq_shared_probes(shared), item);
+    float largest = sum_moments(shared, item, 0);
+    if (largest == 0)
+        return;
+    double scale = fixed_point(largest, elements);
+    sum_moments(shared, item, scale);
+    for (int64_t k = 0; k < means_count; k++) {
+        means[k] = (float)((double)sums[k] / ((double)elements * scale));
+        sums[k] = 0;
+    }
+}
+
+/* Variance over mean^2 of values at a stride, without the coding's share of the variance. */
+static double inverse_ratio(const float *values, int64_t count, int64_t stride, double noise, bool *told) {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < count; i++)
+        sum += (double)values[i * stride];
+    double mean = sum / (double)count;
+    *told = mean > 0 && count > 1;
+    if (!*told)
+        return 0;
+    for (int64_t i = 0; i < count; i++) {
+        double difference = (double)values[i * stride] - mean;
+        squares += difference * difference;
+    }
+    double relative = squares / ((double)(count - 1) * mean * mean);
+    /* The mean of the sampled squares is mean^2 (1 + relative), each with noise in proportion. */
+    double clean = (relative - noise) / (1 + noise);
+    return clean > 1 / STQ_SHARED_BEST ? clean : 1 / STQ_SHARED_BEST;
+}
+
+static double harmonic_mean(const float *values, int64_t lines, int64_t line_stride, int64_t count, int64_t stride,
+                            double noise) {
+    double sum = 0;
+    int64_t told = 0;
+    for (int64_t line = 0; line < lines; line++) {
+        bool tells;
+        double inverse = inverse_ratio(values + line * line_stride, count, stride, noise, &tells);
+        sum += inverse;
+        told += tells;
+    }
+    return told > 0 ? (double)told / sum : 0;
+}
+
+void stq_shared_ratios(double ratios[2], const float *values, const stq_shared_grid *grid, double noise) {
+    ratios[0] = harmonic_mean(values, grid->rows, grid->cols, grid->cols, 1, noise);
+    ratios[1] = harmonic_mean(values, grid->cols, 1, grid->rows, grid->cols, noise);
+}
