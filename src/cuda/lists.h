@@ -62,9 +62,9 @@ typedef struct stq_prepare {
 } stq_prepare;
 
 #ifdef __cplusplus
-static_assert(sizeof(stq_device_item) == 288, "stq_device_item is shared with device code");
+static_assert(sizeof(stq_device_item) == 304, "stq_device_item is shared with device code");
 #else
-_Static_assert(sizeof(stq_device_item) == 288, "stq_device_item is shared with device code");
+_Static_assert(sizeof(stq_device_item) == 304, "stq_device_item is shared with device code");
 #endif
 
 #endif
