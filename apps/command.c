@@ -29,6 +29,39 @@ double command_real(const struct argp_state *state, const char *option, const ch
     return value;
 }
 
+int command_number(const struct command_number *list, size_t count, void *options, int key, const char *argument,
+                   const struct argp_state *state) {
+    for (size_t i = 0; i < count; i++) {
+        const struct command_number *number = &list[i];
+        if (number->key != key) {
+            continue;
+        }
+        char *field = (char *)options + number->offset;
+        if (number->whole) {
+            int64_t value =
+                command_integer(state, number->name, argument, (int64_t)number->minimum, (int64_t)number->maximum);
+            memcpy(field, &value, sizeof(value));
+        } else {
+            double value = command_real(state, number->name, argument, number->minimum, number->maximum);
+            memcpy(field, &value, sizeof(value));
+        }
+        return 1;
+    }
+    return 0;
+}
+
+const char *command_choice(const struct argp_state *state, const char *option, const char *text,
+                           const char *const *words, int count) {
+    for (int i = 0; i < count; i++) {
+        if (strcmp(words[i], text) == 0) {
+            return words[i];
+        }
+    }
+    argp_failure(state, APP_USAGE, 0, "--%s is %s%s%s or %s, not '%s'.", option, words[0], count > 2 ? ", " : "",
+                 count > 2 ? words[1] : "", words[count - 1], text);
+    return NULL;
+}
+
 const struct preset *command_preset(const struct argp_state *state, const char *name) {
     const struct preset *preset = preset_find(name);
     if (!preset) {

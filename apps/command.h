@@ -11,6 +11,7 @@
 // Each takes its own arguments with its full name ("stquant plan") in argv[0], and returns the exit
 // status: 0, 1 when the run failed, 2 when the arguments make no sense.
 int command_train(int argc, char **argv);
+int command_train_gpt2(int argc, char **argv);
 int command_plan(int argc, char **argv);
 int command_data(int argc, char **argv);
 
@@ -20,6 +21,23 @@ int64_t command_integer(const struct argp_state *state, const char *option, cons
                         int64_t maximum);
 double command_real(const struct argp_state *state, const char *option, const char *text, double minimum,
                     double maximum);
+
+// An option that is a number: where in the options' struct it goes (int64_t or double), and what it may be.
+struct command_number {
+    int key;
+    const char *name; // long name without dashes
+    size_t offset;
+    int whole; // int64_t
+    double minimum, maximum;
+};
+
+// Takes the number of option `key` into `options`; 0 where the list has no such option. Ends the process as above.
+int command_number(const struct command_number *list, size_t count, void *options, int key, const char *argument,
+                   const struct argp_state *state);
+
+// One of `count` words; ends the process with status 2 when it is none of them.
+const char *command_choice(const struct argp_state *state, const char *option, const char *text,
+                           const char *const *words, int count);
 
 // The preset of that name; ends the process with status 2 when there is none.
 const struct preset *command_preset(const struct argp_state *state, const char *name);

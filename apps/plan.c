@@ -161,7 +161,7 @@ static enum app_status plan(struct settings *settings) {
     struct gpt2_config config = command_model_config(&settings->model, 0);
     struct parameter_set set = {0};
     struct states states[KINDS];
-    settings->batch = settings->batch ? settings->batch : preset->batch;
+    settings->batch = settings->batch ? settings->batch : preset->train.batch;
     if (settings->sequence_length == 0) {
         settings->sequence_length = preset->sequence_length < config.context ? preset->sequence_length : config.context;
     }

@@ -1,4 +1,4 @@
-// The options of `stquant train`.
+// The options that `stquant train` has for every model.
 #ifndef STQUANT_TRAIN_OPTIONS_H
 #define STQUANT_TRAIN_OPTIONS_H
 
@@ -6,19 +6,18 @@
 
 #include "command.h"
 #include "train/optimizer.h"
+#include "train/presets.h"
 
 struct train_options {
-    struct command_model model;
     const char **data; // paths, in the order given
     int data_count;
 
-    // 0 (or NaN) where the preset decides, until train_options_parse has filled them in.
-    int64_t steps, batch, sequence_length, warmup;
+    // 0 (or NaN; -1 for warmup and validate_every) where the preset decides, until train_options_complete.
+    int64_t steps, batch, warmup, validate_every;
     double learning_rate, weight_decay, beta2;
 
-    int64_t accumulation, validate_every, validation_batches, sample_every, sample_length;
-    double clip, floor, beta1, epsilon, validation_share, temperature;
-    const char *prompt;
+    int64_t accumulation, validation_batches, sample_every;
+    double clip, floor, beta1, epsilon;
 
     const char *optimizer;  // "adamw", "fixed" or "stquant"
     double state_bits;      // NaN where not given
@@ -32,10 +31,24 @@ struct train_options {
     const char *log, *summary;
 };
 
-// Parses and completes; ends the process with status 2 when the arguments make no sense.
-void train_options_parse(struct train_options *options, int argc, char **argv);
+// Groups of the help text: models put their own options around those that all have in common.
+enum { HELP_MODEL = 1, HELP_DATA, HELP_TRAINING, HELP_STATES, HELP_OUTPUT };
+
+// The options in common, as a child of a model's argp; its input is the struct train_options.
+extern const struct argp train_options_argp;
+
+// Adds a path to --data, which every model describes in its own words.
+void train_options_add_data(struct train_options *options, const char *path, const struct argp_state *state);
+
+// Fills in the defaults; before parsing.
+void train_options_begin(struct train_options *options);
+
+// Fills in what the preset decides; after parsing.
+void train_options_complete(struct train_options *options, const struct train_preset *preset);
 
 // The optimizer that the options ask for. Refuses widths that do not exist.
 enum app_status train_options_optimizer(const struct train_options *options, struct optimizer_settings *settings);
+
+void train_options_release(struct train_options *options);
 
 #endif

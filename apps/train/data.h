@@ -22,7 +22,8 @@ struct batch_source_operations {
 struct batch_source {
     const struct batch_source_operations *operations;
     int64_t validation_batches;
-    int64_t tokens; // of one training batch, for speeds
+    int64_t items;    // of one training batch, for speeds
+    const char *unit; // what they are: "tokens" or "images"
 };
 
 struct text_source_settings {

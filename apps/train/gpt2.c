@@ -291,6 +291,7 @@ enum app_status gpt2_create(const struct gpt2_config *config, int64_t sequences,
         return app_fail(APP_FAILED, "There is no memory for a model.");
     }
     gpt2->base.operations = &operations;
+    gpt2->base.correct = -1;
     set_shape(gpt2, config, sequences, length);
     status = allocate(gpt2, threads, seed);
     if (status != APP_OK) {

@@ -32,7 +32,8 @@ static void release_signals(const struct sigaction before[2]) {
 // One step's figures.
 struct step {
     int64_t number;
-    double learning_rate, train_loss, validation_loss; // validation_loss is NaN where there is none
+    double learning_rate, train_loss;
+    double validation_loss, validation_top1; // NaN where there are none
     double seconds, optimizer_seconds;
     stq_step_result result;
     char *sample;
@@ -71,9 +72,9 @@ static enum app_status train_step(const struct loop *loop, struct step *step) {
     return status;
 }
 
-static enum app_status validate(const struct loop *loop, double *loss) {
+static enum app_status validate(const struct loop *loop, struct step *step) {
     double sum = 0;
-    int64_t examples = 0;
+    int64_t examples = 0, correct = 0;
     for (int64_t index = 0; index < loop->data->validation_batches; index++) {
         struct batch batch;
         double batch_loss = 0;
@@ -84,8 +85,10 @@ static enum app_status validate(const struct loop *loop, double *loss) {
         }
         sum += batch_loss * (double)batch.examples;
         examples += batch.examples;
+        correct += loop->model->correct;
     }
-    *loss = sum / (double)examples;
+    step->validation_loss = sum / (double)examples;
+    step->validation_top1 = loop->model->correct < 0 ? NAN : (double)correct / (double)examples;
     return APP_OK;
 }
 
@@ -109,15 +112,20 @@ static enum app_status log_step(const struct loop *loop, const struct step *step
         return APP_OK;
     }
     stq_memory memory = optimizer_memory(loop->optimizer);
-    double tokens = (double)(loop->data->tokens * loop->settings.accumulation);
+    double items = (double)(loop->data->items * loop->settings.accumulation);
+    char speed_key[32];
+    snprintf(speed_key, sizeof(speed_key), "%s_per_s", loop->data->unit);
     json_t *line =
         json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:o}", "step", (json_int_t)step->number, "train_loss",
                   log_number(step->train_loss), "learning_rate", log_number(step->learning_rate), "gradient_norm",
-                  log_number(step->result.gradient_norm), "tokens_per_s", log_number(tokens / step->seconds),
-                  "state_bytes", (json_int_t)memory.state_bytes, "peak_state_bytes", (json_int_t)memory.peak_bytes,
-                  "mean_bits", log_number(memory.final_bits));
+                  log_number(step->result.gradient_norm), speed_key, log_number(items / step->seconds), "state_bytes",
+                  (json_int_t)memory.state_bytes, "peak_state_bytes", (json_int_t)memory.peak_bytes, "mean_bits",
+                  log_number(memory.final_bits));
     if (!isnan(step->validation_loss)) {
         json_object_set_new(line, "validation_loss", log_number(step->validation_loss));
+    }
+    if (!isnan(step->validation_top1)) {
+        json_object_set_new(line, "validation_top1", json_real(step->validation_top1));
     }
     if (step->result.skipped) {
         json_object_set_new(line, "skipped", json_true());
@@ -136,11 +144,13 @@ static enum app_status log_step(const struct loop *loop, const struct step *step
 
 static void show_step(struct run *run, const struct step *step) {
     stq_memory memory = optimizer_memory(run->loop->optimizer);
-    double tokens = (double)(run->loop->data->tokens * run->loop->settings.accumulation);
+    double items = (double)(run->loop->data->items * run->loop->settings.accumulation);
     struct progress_state state = {.step = step->number,
                                    .train_loss = step->train_loss,
                                    .validation_loss = step->validation_loss,
-                                   .tokens_per_second = tokens / step->seconds,
+                                   .validation_top1 = step->validation_top1,
+                                   .per_second = items / step->seconds,
+                                   .unit = run->loop->data->unit,
                                    .state_bytes = (int64_t)memory.state_bytes,
                                    .bits = memory.final_bits};
     progress_step(&run->progress, &state);
@@ -183,7 +193,7 @@ static enum app_status run_step(struct run *run, struct step *step) {
     run->step_seconds[run->recorded] = (float)step->seconds;
     run->optimizer_seconds[run->recorded++] = (float)step->optimizer_seconds;
     if (!stop_signal && is_due(settings->validate_every, step->number, settings->schedule.steps)) {
-        status = validate(run->loop, &step->validation_loss);
+        status = validate(run->loop, step);
     }
     if (status == APP_OK && !stop_signal && settings->sample &&
         is_due(settings->sample_every, step->number, settings->schedule.steps)) {
@@ -215,6 +225,7 @@ static void keep(struct loop_outcome *outcome, struct step *step) {
     outcome->train_loss = step->train_loss;
     if (!isnan(step->validation_loss)) {
         outcome->validation_loss = step->validation_loss;
+        outcome->validation_top1 = step->validation_top1;
     }
     if (step->sample) {
         free(outcome->sample);
@@ -230,7 +241,7 @@ static void finish(struct run *run, struct loop_outcome *outcome) {
     outcome->skipped = stq_adamw_skipped_count(loop->optimizer->adamw);
     outcome->step_ms = median_ms(run->step_seconds, run->recorded);
     outcome->optimizer_ms = median_ms(run->optimizer_seconds, run->recorded);
-    outcome->tokens_per_second = 1e3 * (double)(loop->data->tokens * loop->settings.accumulation) / outcome->step_ms;
+    outcome->per_second = 1e3 * (double)(loop->data->items * loop->settings.accumulation) / outcome->step_ms;
 }
 
 enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {
@@ -240,7 +251,8 @@ enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {
     struct run run = {.loop = loop,
                       .step_seconds = calloc((size_t)steps, sizeof(float)),
                       .optimizer_seconds = calloc((size_t)steps, sizeof(float))};
-    *outcome = (struct loop_outcome){.steps = settings->first_step, .train_loss = NAN, .validation_loss = NAN};
+    *outcome = (struct loop_outcome){
+        .steps = settings->first_step, .train_loss = NAN, .validation_loss = NAN, .validation_top1 = NAN};
     enum app_status status = APP_OK;
     if (!run.step_seconds || !run.optimizer_seconds) {
         status = app_fail(APP_FAILED, "There is no memory for the times of %lld steps.", (long long)steps);
@@ -249,7 +261,7 @@ enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {
     progress_begin(&run.progress, settings->first_step, settings->schedule.steps);
     for (int64_t number = settings->first_step + 1;
          status == APP_OK && !stop_signal && number <= settings->schedule.steps; number++) {
-        struct step step = {.number = number, .validation_loss = NAN};
+        struct step step = {.number = number, .validation_loss = NAN, .validation_top1 = NAN};
         status = run_step(&run, &step);
         keep(outcome, &step);
     }

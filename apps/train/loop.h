@@ -37,11 +37,12 @@ struct loop_outcome {
     int signal;             // that stopped the run early; 0 for none
     double train_loss;      // of the last step
     double validation_loss; // the last one; NaN before the first
+    double validation_top1; // share of the examples that were classified rightly; NaN where there are no classes
     double step_ms;         // median over the steps, optimizer included, validation and samples not
     double optimizer_ms;    // median
-    double tokens_per_second;
-    double seconds; // of the whole run
-    char *sample;   // the last one, or null; the caller frees it
+    double per_second;      // tokens or images
+    double seconds;         // of the whole run
+    char *sample;           // the last one, or null; the caller frees it
 };
 
 // Runs. SIGINT and SIGTERM end it after the current step, which is an outcome and not a failure. The

@@ -7,13 +7,13 @@
 #include "train/failure.h"
 #include "train/parameters.h"
 
-// One batch, filled by a batch source (data.h). A language model reads tokens; a model of images
-// will read its own fields.
+// One batch, filled by a batch source (data.h): of tokens or of images.
 struct batch {
     int64_t examples;       // B
-    int64_t length;         // T, tokens of an example
+    int64_t length;         // T, tokens of an example; 0 for images
     const int32_t *inputs;  // (B, T)
-    const int32_t *targets; // (B, T): the token that follows each input
+    const int32_t *targets; // (B, T): the token that follows each input; for images (B), their classes
+    const float *images;    // (B, channels, height, width), or null
 };
 
 struct model;
@@ -31,6 +31,8 @@ struct model {
     const struct model_operations *operations;
     struct parameter_set parameters;
     int64_t activation_bytes; // of the arena
+    int64_t correct;          // examples of the last evaluation whose likeliest class was theirs; -1 where the
+                              // model knows no classes
 };
 
 #endif

@@ -6,13 +6,18 @@
 
 #include "train/gpt2.h"
 
+// What a run uses where nothing else is asked for.
+struct train_preset {
+    int64_t steps, batch, warmup;
+    double learning_rate, weight_decay, beta2;
+};
+
 struct preset {
     const char *name;
     const char *purpose; // one line for the help text
     struct gpt2_config gpt2;
-    // What a run uses where nothing else is asked for.
-    int64_t steps, batch, sequence_length, warmup;
-    double learning_rate, weight_decay, beta2;
+    int64_t sequence_length;
+    struct train_preset train;
 };
 
 // The preset of that name, or null.

@@ -37,15 +37,19 @@ const char *progress_duration(double seconds, char text[32]) {
 }
 
 static void compose(const struct progress *progress, const struct progress_state *state, char *line, size_t size) {
-    char bytes[32], left[32], validation[40] = "";
+    char bytes[32], left[32], validation[64] = "";
     double elapsed = clock_seconds() - progress->begin;
     double remaining = elapsed / (double)(state->step - progress->first_step) * (double)(progress->steps - state->step);
     if (!isnan(state->validation_loss)) {
-        snprintf(validation, sizeof(validation), "  validation %.4f", state->validation_loss);
+        int length = snprintf(validation, sizeof(validation), "  validation %.4f", state->validation_loss);
+        if (!isnan(state->validation_top1)) {
+            snprintf(validation + length, sizeof(validation) - (size_t)length, ", top-1 %.2f %%",
+                     100 * state->validation_top1);
+        }
     }
-    snprintf(line, size, "step %lld/%lld  loss %.4f%s  %.1fk tokens/s  states %s (%.2f bits)  %s left",
+    snprintf(line, size, "step %lld/%lld  loss %.4f%s  %.1fk %s/s  states %s (%.2f bits)  %s left",
              (long long)state->step, (long long)progress->steps, state->train_loss, validation,
-             state->tokens_per_second / 1000, memory_text(state->state_bytes, bytes), state->bits,
+             state->per_second / 1000, state->unit, memory_text(state->state_bytes, bytes), state->bits,
              progress_duration(remaining, left));
 }
 

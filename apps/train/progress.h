@@ -25,7 +25,9 @@ struct progress_state {
     int64_t step;
     double train_loss;
     double validation_loss; // NaN where there is none in this step
-    double tokens_per_second;
+    double validation_top1; // NaN where there is none
+    double per_second;
+    const char *unit; // of per_second
     int64_t state_bytes;
     double bits; // per state value
 };

@@ -114,7 +114,8 @@ enum app_status text_source_create(const struct sequence *sequence, const struct
     const int64_t wanted = settings->validation_batches * settings->batch;
     source->validation_windows = windows < wanted ? windows : wanted;
     source->base = (struct batch_source){.operations = &operations,
-                                         .tokens = (int64_t)tokens,
+                                         .items = (int64_t)tokens,
+                                         .unit = "tokens",
                                          .validation_batches =
                                              (source->validation_windows + settings->batch - 1) / settings->batch};
     *result = &source->base;

@@ -1,0 +1,54 @@
+// `stquant train`: what every run has, and what a model adds to it.
+#ifndef STQUANT_TRAINING_H
+#define STQUANT_TRAINING_H
+
+#include <jansson.h>
+
+#include "train/data.h"
+#include "train/loop.h"
+#include "train/model.h"
+#include "train/optimizer.h"
+#include "train_options.h"
+
+// Bytes that a run will take, from the plans of its parts.
+struct demand {
+    int64_t parameters, gradients, states, activations, total;
+};
+
+struct training {
+    const struct training_kind *kind;
+    const struct train_options *options;
+    struct optimizer_settings optimizer_settings;
+    struct model *model;
+    struct batch_source *data;
+    struct optimizer optimizer;
+    struct log *log;
+    // Writes a sample, as loop_settings has it, with the training as context; or null.
+    enum app_status (*sample)(void *training, int64_t step, char **text);
+};
+
+// A model that can be trained. The struct training given to these functions is the first member of the
+// kind's own struct.
+struct training_kind {
+    // Settles the model's shape, as far as possible without reading all the data, and refuses sizes that make
+    // no sense.
+    enum app_status (*settle)(struct training *training);
+    // The tensors of that shape; released by the caller.
+    enum app_status (*describe)(const struct training *training, struct parameter_set *set);
+    int64_t (*activation_bytes)(const struct training *training);
+    // Reads the data into training->data.
+    enum app_status (*load)(struct training *training);
+    enum app_status (*create_model)(struct training *training);
+    // Prints lines about model, data and steps.
+    void (*print_head)(const struct training *training);
+    // What the loss is counted in, after "nats a".
+    const char *(*unit)(const struct training *training);
+    // Adds to what the log's first line and the summary tell of the run: model, preset, shape.
+    void (*describe_run)(const struct training *training, json_t *run);
+};
+
+// Runs: model and optimizer are made, trained and reported on. Returns the command's exit status. The
+// caller releases what belongs to the kind.
+int training_run(struct training *training, const char *command);
+
+#endif
