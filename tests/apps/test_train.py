@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
 """The command `stquant train`: what it writes, what it refuses, how it ends."""
 
+import fcntl
 import gzip
 import json
 import os
 import pathlib
+import pty
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 COMMAND = os.environ["STQUANT_COMMAND"]
@@ -201,6 +205,30 @@ def test_stop(folder, text):
               not summary.exists(), f"status {process.returncode}: {output[-200:]} {errors}")
 
 
+def test_terminal(folder, text):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    process = subprocess.Popen([COMMAND, "train", "gpt2", *SMALL, "--data", text, "--steps", "300"], stdout=slave,
+                               stderr=subprocess.STDOUT)
+    os.close(slave)
+    output = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        output += part
+    os.close(master)
+    status = process.wait(timeout=120)
+    written = output.decode().split("--- sample")[0]
+    lines = [line for line in re.split(r"[\r\n]+", written.replace("\x1b[K", "")) if line.startswith("step ")]
+    check("on a terminal one line is written over", status == 0 and "\r" in written and "\x1b[K" in written and
+          len(lines) > 3, written[-300:])
+    check("it is cut to the terminal's width", max(map(len, lines)) <= 49, repr(max(lines, key=len)))
+
+
 def test_divergence(folder, text):
     result = train("--data", text, "--steps", 400, "--learning-rate", "1000", "--clip", "0", "--optimizer", "adamw",
                    "--warmup", "0", "--log", folder / "diverged.jsonl")
@@ -218,7 +246,7 @@ def main():
         text = folder / "text.txt"
         text.write_text(words(20000))
         for test in (test_log, test_repeatable, test_bad_options, test_bad_data, test_full_disk, test_stop,
-                     test_divergence):
+                     test_terminal, test_divergence):
             test(folder, text)
     return 0 if all(results) else 1
 
