@@ -116,8 +116,11 @@ static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_numb
     return STQ_OK;
 }
 
+/* Tensors restored without a state have no target yet, which calls for a decision out of turn. */
 stq_status stq_adamw_decision_due(const stq_adamw *o, bool *due) {
     *due = stq_policy_due(&o->policy, o->steps + 1);
+    for (size_t i = 0; i < o->tensor_count && !*due; i++)
+        *due = o->targets[i][0] == 0;
     return STQ_OK;
 }
 
@@ -136,7 +139,7 @@ stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *r
         o->skipped++;
     } else {
         int64_t step_number = o->steps + 1;
-        done.decided = stq_policy_due(&o->policy, step_number);
+        STQ_CHECK(stq_adamw_decision_due(o, &done.decided));
         if (done.decided)
             STQ_CHECK(decide(o, step, unscale, step_number));
         STQ_CHECK(update(o, unscale * stq_clip_factor(done.gradient_norm, step->max_gradient_norm), step_number));

@@ -150,6 +150,24 @@ static void test_scale_and_skip_by_pointer(void **state) {
     stq_adamw_destroy(other);
 }
 
+/* A tensor may be restored without a state and without a target, as one that joins a run: its first gradient brings a
+ * decision. */
+static void test_a_restored_tensor_without_target_gets_one(void **state) {
+    (void)state;
+    static float parameters[2][6000];
+    stq_adamw *optimizer = open_fixed();
+    stq_adamw_record record = {.version = STQ_RECORD_VERSION, .steps = 5, .log_n_average = NAN, .log_r_average = NAN};
+    record.log_n_peak = record.volatility_average = NAN;
+    stq_tensor_record none = {.missed = 5, .last_log_n = NAN};
+    stq_tensor_record tensors[2] = {none, none};
+    assert_int_equal(stq_adamw_restore(optimizer, &record, tensors, 2), STQ_OK);
+    take_late_step(optimizer, parameters, 5);
+    stq_tensor_info info;
+    assert_int_equal(stq_adamw_tensor(optimizer, 1, &info), STQ_OK);
+    assert_int_equal(info.m_bits, 4);
+    stq_adamw_destroy(optimizer);
+}
+
 enum { ROWS = 96, COLS = 128, SMALL = 777 };
 
 /* Widths (m, v) that one slice of a tensor gets at a cap, 0 where the cap is refused. */
@@ -197,6 +215,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_missing_gradients_are_steps_not_made),
         cmocka_unit_test(test_missed_steps_survive_a_restore),
+        cmocka_unit_test(test_a_restored_tensor_without_target_gets_one),
         cmocka_unit_test(test_no_gradient_at_all_is_no_step),
         cmocka_unit_test(test_slices_decide_as_the_whole),
         cmocka_unit_test(test_scale_and_skip_by_pointer),

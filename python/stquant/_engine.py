@@ -1,0 +1,357 @@
+"""One stq_adamw of the library, its memory out of torch's allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import torch
+
+from . import _binding
+from ._library import STQ_DTYPES, check, library
+
+
+_ELEMENTS = {1: torch.uint8, 2: torch.int16, 4: torch.float32}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One parameter as the library sees it: the global shape folded to two dimensions, and the slice held here."""
+
+    name: str
+    rows: int
+    cols: int
+    first: int
+    count: int
+    dtype: torch.dtype
+    group: int
+    m_bits: int
+    v_bits: int
+    depth: float
+
+    @property
+    def whole(self) -> bool:
+        """True if the slice is the tensor."""
+        return self.count == self.rows * self.cols
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an optimizer is created with, beyond its tensors and groups. Units as in stquant.AdamW."""
+
+    policy: str
+    state_bits: float
+    cap_bytes: int
+    cap_mode: str
+    fixed_bits: tuple[int, int]
+    lowest_bits: int
+    highest_bits: int
+    decide_every: int
+    planned_steps: int
+    annealing: float
+    error_compensation: float
+    exempt_below: int
+    seed: int
+    threads: int
+
+
+def is_exempt(spec: TensorSpec, settings: Settings) -> bool:
+    """True if the tensor keeps float32 states, by the library's rule."""
+    if settings.policy == "float32" or spec.m_bits == 32:
+        return True
+    small = spec.rows == 1 or spec.cols == 1 or spec.rows * spec.cols < settings.exempt_below
+    return spec.m_bits == 0 and small
+
+
+class TorchMemory:
+    """Allocator callbacks that hand out the storage of torch tensors, so that torch counts the bytes."""
+
+    GRANULARITY = {"cpu": 64, "cuda": 512}
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.tensors: dict[int, tuple[torch.Tensor, Any]] = {}
+        self.error: BaseException | None = None
+        self.struct = _binding.Allocator(
+            context=None,
+            allocate=_binding.Allocator.ALLOCATE(self._allocate),
+            release=_binding.Allocator.RELEASE(self._release),
+            granularity=self.GRANULARITY[device.type],
+        )
+
+    def _stream(self) -> Any:
+        return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+    def _allocate(self, _context: Any, size: int) -> int | None:
+        try:
+            tensor = torch.empty(size, dtype=torch.uint8, device=self.device)
+        except Exception as error:  # an exception cannot pass through C; the status that C returns stands for it
+            self.error = error
+            return None
+        self.tensors[tensor.data_ptr()] = (tensor, self._stream())
+        return tensor.data_ptr()
+
+    def _release(self, _context: Any, pointer: int, _size: int) -> None:
+        tensor, stream = self.tensors.pop(pointer)
+        # The kernels that used it were enqueued on the present stream; its memory must not be reused before they end.
+        if stream is not None and stream != self._stream():
+            tensor.record_stream(self._stream())
+
+    def tensor(self, pointer: int, size: int) -> torch.Tensor:
+        """The `size` bytes at `pointer`, which lie in one allocation, as a uint8 tensor that shares them."""
+        start = pointer if pointer in self.tensors else max(address for address in self.tensors if address <= pointer)
+        whole = self.tensors[start][0]
+        return whole[pointer - start : pointer - start + size]
+
+
+def _policy_config(settings: Settings) -> _binding.PolicyConfig:
+    config = library.stq_policy_defaults()
+    kind = "STQ_POLICY_" + settings.policy.upper().replace("-", "_")
+    mode = "STQ_CAP_" + settings.cap_mode.upper()
+    if kind not in _binding.POLICIES:
+        names = ", ".join(repr(name[11:].lower().replace("_", "-")) for name in _binding.POLICIES)
+        raise ValueError(f"There is no policy {settings.policy!r}; use one of {names}.")
+    if mode not in _binding.CAP_MODES:
+        raise ValueError(f"There is no cap_mode {settings.cap_mode!r}; use 'peak' or 'mean'.")
+    config.kind = _binding.POLICIES[kind]
+    config.cap_mode = _binding.CAP_MODES[mode]
+    config.state_bits = settings.state_bits
+    config.cap_bytes = settings.cap_bytes
+    config.fixed_m_bits, config.fixed_v_bits = settings.fixed_bits
+    config.lowest_bits = settings.lowest_bits
+    config.highest_bits = settings.highest_bits
+    config.decide_every = settings.decide_every
+    config.planned_steps = settings.planned_steps
+    config.annealing = settings.annealing
+    return config
+
+
+def _config(
+    settings: Settings, groups: Sequence[tuple], device: torch.device, memory: TorchMemory | None
+) -> _binding.AdamwConfig:
+    config = library.stq_adamw_defaults()
+    config.groups = (_binding.AdamwGroup * len(groups))(*groups)
+    config.group_count = len(groups)
+    config.policy = _policy_config(settings)
+    config.seed = settings.seed
+    config.error_compensation = settings.error_compensation
+    config.exempt_below = settings.exempt_below
+    config.threads = settings.threads
+    config.device = _binding.DEVICES["STQ_DEVICE_" + device.type.upper()]
+    config.device_index = device.index or 0
+    if memory is not None:
+        config.allocator = ctypes.pointer(memory.struct)
+    return config
+
+
+def _tensor_array(specs: Sequence[TensorSpec]) -> ctypes.Array:
+    return (_binding.Tensor * len(specs))(
+        *(
+            _binding.Tensor(
+                name=spec.name.encode(),
+                rows=spec.rows,
+                cols=spec.cols,
+                first=spec.first,
+                count=spec.count,
+                parameter_type=STQ_DTYPES[spec.dtype],
+                gradient_type=STQ_DTYPES[spec.dtype],
+                group=spec.group,
+                m_bits=spec.m_bits,
+                v_bits=spec.v_bits,
+                depth=spec.depth,
+            )
+            for spec in specs
+        )
+    )
+
+
+def plan(
+    settings: Settings, groups: Sequence[tuple], specs: Sequence[TensorSpec], device: torch.device
+) -> _binding.Memory:
+    """Bytes that such an optimizer would take; raises what creating it would raise, and allocates nothing."""
+    config = _config(settings, groups, device, None)
+    granularity = _binding.Allocator(granularity=TorchMemory.GRANULARITY[device.type])
+    granularity.allocate = _binding.Allocator.ALLOCATE(lambda context, size: None)
+    granularity.release = _binding.Allocator.RELEASE(lambda context, pointer, size: None)
+    config.allocator = ctypes.pointer(granularity)
+    memory = _binding.Memory()
+    check(library.stq_adamw_plan(config, _tensor_array(specs), len(specs), memory))
+    return memory
+
+
+class Engine:
+    """A handle on a stq_adamw, destroyed with this object. Methods raise what the library refuses."""
+
+    def __init__(
+        self, settings: Settings, groups: Sequence[tuple], specs: Sequence[TensorSpec], device: torch.device
+    ):
+        self.specs = list(specs)
+        self.settings = settings
+        self.device = device
+        self.memory = TorchMemory(device)
+        self._groups = list(groups)
+        config = _config(settings, groups, device, self.memory)
+        handle = ctypes.c_void_p()
+        self._call(library.stq_adamw_create(handle, config, _tensor_array(specs), len(specs)))
+        self.handle = handle
+        # The finalizer holds the memory: the library gives its planes back through it.
+        self._finalizer = weakref.finalize(self, _destroy, handle, self.memory)
+        count = len(specs)
+        self.parameters = (ctypes.c_void_p * count)()
+        self.gradients = (ctypes.c_void_p * count)()
+        self.step_input = _binding.Step(
+            size=ctypes.sizeof(_binding.Step),
+            parameters=ctypes.addressof(self.parameters),
+            gradients=ctypes.addressof(self.gradients),
+            unscale=1.0,
+        )
+        self.result = _binding.StepResult(gradient_norm=math.nan)
+
+    def _call(self, status: int) -> None:
+        error, self.memory.error = self.memory.error, None
+        if status != 0 and error is not None:
+            raise error
+        check(status)
+
+    def step(self) -> _binding.StepResult:
+        """One step with self.step_input, whose arrays the caller has filled."""
+        self._call(library.stq_adamw_step(self.handle, self.step_input, self.result))
+        return self.result
+
+    def decision_due(self) -> bool:
+        """True if the next step decides widths."""
+        due = ctypes.c_bool()
+        self._call(library.stq_adamw_decision_due(self.handle, due))
+        return due.value
+
+    def set_group(self, index: int, group: tuple) -> None:
+        """Hands over (learning rate, beta1, beta2, epsilon, weight decay) of a group where they changed."""
+        if group != self._groups[index]:
+            self._call(library.stq_adamw_set_group(self.handle, index, _binding.AdamwGroup(*group)))
+            self._groups[index] = group
+
+    def usage(self) -> _binding.Memory:
+        """Byte counts of the states."""
+        memory = _binding.Memory()
+        self._call(library.stq_adamw_memory(self.handle, memory))
+        return memory
+
+    def tensor_info(self, index: int) -> _binding.TensorInfo:
+        """Widths, bytes, zone and factors of one tensor."""
+        info = _binding.TensorInfo()
+        self._call(library.stq_adamw_tensor(self.handle, index, info))
+        return info
+
+    def digest(self) -> int:
+        """64-bit digest of all states."""
+        value = ctypes.c_uint64()
+        self._call(library.stq_adamw_digest(self.handle, value))
+        return value.value
+
+    @property
+    def steps(self) -> int:
+        """Steps made, skipped ones not counted."""
+        return library.stq_adamw_step_count(self.handle)
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped because a gradient was not finite."""
+        return library.stq_adamw_skipped_count(self.handle)
+
+    # ---- State access ----
+
+    def exempt(self, index: int) -> bool:
+        """True if a tensor keeps float32 states."""
+        return is_exempt(self.specs[index], self.settings)
+
+    def records(self) -> tuple[_binding.AdamwRecord, ctypes.Array]:
+        """What the optimizer remembers besides its buffers: one record of its own, one for each tensor."""
+        record = _binding.AdamwRecord()
+        tensors = (_binding.TensorRecord * len(self.specs))()
+        self._call(library.stq_adamw_save_records(self.handle, record, tensors, len(tensors)))
+        return record, tensors
+
+    def restore(self, record: _binding.AdamwRecord, tensors: ctypes.Array) -> bool:
+        """Puts records back and allocates planes, whose contents the caller writes; `tensors` receives the widths.
+        Returns True if widths had to change to fit this optimizer's cap and policy."""
+        changed = ctypes.c_bool()
+        self._call(library.stq_adamw_fit(self.handle, record, tensors, len(tensors), changed))
+        self._call(library.stq_adamw_restore(self.handle, record, tensors, len(tensors)))
+        return changed.value
+
+    def buffers(self) -> list[dict[str, torch.Tensor]]:
+        """For each tensor its state arrays by name (`m.base`, `v.scales`, ...), sharing the states' memory: uint8
+        planes, int16 scale words (bit patterns of uint16), float32 values."""
+        count = ctypes.c_size_t()
+        self._call(library.stq_adamw_buffers(self.handle, None, 0, count))
+        found = (_binding.Buffer * count.value)()
+        self._call(library.stq_adamw_buffers(self.handle, found, len(found), count))
+        arrays: list[dict[str, torch.Tensor]] = [{} for _ in self.specs]
+        for buffer in found:
+            name = library.stq_part_name(buffer.state, buffer.part).decode()
+            tensor = self.memory.tensor(buffer.data, buffer.bytes).view(_ELEMENTS[buffer.element_size])
+            arrays[buffer.index][name] = tensor
+        return arrays
+
+    def read_state(self, index: int, state: int) -> torch.Tensor:
+        """One moment of the elements held here, decoded: float32 in host memory, flat in the parameter's memory order.
+        `state` is 0 for the first moment and 1 for the second."""
+        spec = self.specs[index]
+        values = torch.empty(spec.count, dtype=torch.float32)
+        if spec.count:
+            self._call(
+                library.stq_adamw_read_state(self.handle, index, state, values.data_ptr(), spec.first, spec.count)
+            )
+        return values
+
+    def write_state(self, index: int, state: int, planes: dict[str, torch.Tensor], bits: int) -> None:
+        """Encodes one moment of the elements held here from host planes of `bits` bits (32: float32 `values`)."""
+        spec = self.specs[index]
+        names = ["values"] if bits == 32 else ["base", *(f"bit{k}" for k in range(library.stq_plane_count(bits) - 1))]
+        sizes = {name: library.stq_plane_bytes(spec.count, bits, place) for place, name in enumerate(names)}
+        if bits != 32:
+            sizes["scales"] = 2 * library.stq_block_count(spec.count)
+        for name, size in sizes.items():
+            held = planes[name].numel() * planes[name].element_size() if name in planes else 0
+            if held != size:
+                raise ValueError(
+                    f"State '{'mv'[state]}.{name}' of parameter '{spec.name}' has {held} bytes instead of {size}."
+                )
+        if spec.count == 0:
+            return
+        source = _binding.Planes(bits=bits, base=planes[names[0]].data_ptr())
+        for place, name in enumerate(names[1:]):
+            source.bit[place] = planes[name].data_ptr()
+        if bits != 32:
+            source.scales = planes["scales"].data_ptr()
+        self._call(library.stq_adamw_write_state(self.handle, index, state, source, spec.first, spec.count))
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last step's gradients, unscaled and not clipped; NaN before the first step."""
+        return self.result.gradient_norm
+
+    def close(self) -> None:
+        """Frees the states now."""
+        self._finalizer()
+
+
+def _destroy(handle: ctypes.c_void_p, memory: TorchMemory) -> None:
+    library.stq_adamw_destroy(handle)
+    memory.tensors.clear()
+
+
+def zone_name(zone: int) -> str:
+    """Name of a zone of the policy."""
+    return library.stq_zone_name(zone).decode()
+
+
+def score_factors(spec: TensorSpec, gradient: torch.Tensor, unscale: float, threads: int) -> _binding.Factors:
+    """Factors of a whole gradient in host memory."""
+    factors = _binding.Factors()
+    tensor = _tensor_array([spec])
+    tensor[0].first, tensor[0].count = 0, spec.rows * spec.cols
+    check(library.stq_score_factors(tensor, gradient.data_ptr(), unscale, threads, factors))
+    return factors
