@@ -34,7 +34,7 @@ def main():
     os.chdir(SOURCE)
     sys.path.insert(0, str(SOURCE / "python"))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE / "python"), os.environ.get("PYTHONPATH", "")])
-    arguments = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:terminal", "python/tests", *sys.argv[1:]]
+    arguments = ["-p", "no:cacheprovider", "-p", "no:terminal", "python/tests", *sys.argv[1:]]
     return int(pytest.main(arguments, plugins=[Tap()]))
 
 
