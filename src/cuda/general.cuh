@@ -10,6 +10,7 @@
 #include "cuda/lists.h"
 #include "cuda/words.h"
 #include "quant/convert.h"
+#include "quant/shared.h"
 
 /* A lane's part of a block. */
 struct general_lane {
@@ -164,13 +165,18 @@ static __device__ __noinline__ void general_row(const stq_item *item, const stq_
     float denominator[STQ_LANE_VALUES];
     bool lowest[STQ_LANE_VALUES];
     general_decode_m(m, lowest, &item->m_in, lane);
-    general_decode_v(v, &item->v_in, lane);
+    bool shared = stq_is_shared(item->v_in.bits);
+    if (shared)
+        stq_shared_values(v, &item->v_in, item->cols, item->first_block * STQ_BLOCK + lane.first, lane.valid);
+    else
+        general_decode_v(v, &item->v_in, lane);
     __syncwarp();
     for (int k = 0; k < lane.valid; k++) {
         float g = stq_load_float(item->gradient, item->gradient_type, lane.first + k) * c->gradient_factor;
         float decoded = lowest[k] && g == 0.0f ? 0.0f : m[k];
         m[k] = fmaf(c->beta1, decoded, c->one_minus_beta1 * g);
-        v[k] = fmaf(c->beta2, v[k], c->one_minus_beta2 * (g * g));
+        if (!shared)
+            v[k] = fmaf(c->beta2, v[k], c->one_minus_beta2 * (g * g));
         denominator[k] = __fsqrt_rn(v[k]) + c->epsilon;
         p[k] = stq_load_float(item->parameter, item->parameter_type, lane.first + k) * c->decay;
         p[k] = fmaf(-c->step_size, __fdiv_rn(m[k], denominator[k]), p[k]);
@@ -182,7 +188,7 @@ static __device__ __noinline__ void general_row(const stq_item *item, const stq_
         general_encode_m(coded, &item->m_out, m, lane);
     if (item->v_out.bits == STQ_BITS_FLOAT32)
         general_store_floats(&item->v_out, v, lane);
-    else
+    else if (!stq_is_shared(item->v_out.bits))
         general_encode_v(&item->v_out, v, stq_block_key(c->step_key, item->tensor, block, STQ_STREAM_SECOND_MOMENT),
                          lane);
     if (c->compensation != 0.0f && !float_m)

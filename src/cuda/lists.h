@@ -9,11 +9,13 @@
 
 /* A warp's row: two blocks, 8 values a lane. */
 #define STQ_ROW 256
-/* Rows of one warp: 16 blocks, whose 32 keys and scale words the 32 lanes hold. */
+/* Rows of a group: 16 blocks, whose 32 keys and scale words the 32 lanes hold. */
 #define STQ_WARP_ROWS 8
 #define STQ_TILE_WARPS 8
-/* Elements that one thread block works on: a quarter of a segment. */
-#define STQ_TILE (STQ_ROW * STQ_WARP_ROWS * STQ_TILE_WARPS)
+/* Such groups of rows that a warp works on, one after the other. */
+#define STQ_WARP_GROUPS 2
+/* Elements that one thread block works on: half a segment. */
+#define STQ_TILE (STQ_ROW * STQ_WARP_ROWS * STQ_WARP_GROUPS * STQ_TILE_WARPS)
 
 /* How an item is worked on. The plain kinds: widths 2 to 8 that do not change in this step, no error compensation,
  * arrays aligned to 16 bytes. */

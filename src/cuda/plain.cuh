@@ -29,18 +29,66 @@ template <plain_range RANGE> static __device__ __forceinline__ uint32_t plain_ex
     return bits - (plain_is_pair<RANGE>(bits) ? 2 : 4);
 }
 
-/* Scale words of m from 2^-40 on: no m is -0 or so small that the quotient's residual is inexact (docs/cuda.md). */
-#define PLAIN_LOWEST_SCALE (87u << 7)
+/* Scales of m from 2^-40 on (their bits): no m is -0 or so small that the quotient's residual is inexact
+ * (docs/cuda.md). */
+#define PLAIN_LOWEST_SCALE (87u << 23)
 /* Bits of 2^-100 and 2^40: between them lie the values that the short arithmetic is made for. */
 #define PLAIN_LOWEST (27u << 23)
 #define PLAIN_LARGEST (167u << 23)
 
-/* 8 neighbouring elements as loaded. */
+/*
+ * A row's input on its way: copied into shared memory while the warp works on the row before. Gradients come first,
+ * then parameters, then the planes: m's base plane, v's, m's four bit planes, v's, which is also how the codes leave.
+ * Each lane copies one 16-byte chunk of the planes, if there is such a plane, and one or two of each array.
+ */
+#define PLAIN_BASE_BYTES (STQ_ROW / 2)
+#define PLAIN_BIT_BYTES (STQ_ROW / 8)
+#define PLAIN_PLANE_BYTES (2 * PLAIN_BASE_BYTES + 8 * PLAIN_BIT_BYTES)
+#define PLAIN_STAGE_BYTES (2 * 4 * STQ_ROW + PLAIN_PLANE_BYTES)
+#define PLAIN_STAGES 2
+#define PLAIN_SHARED_BYTES (PLAIN_STAGES * PLAIN_STAGE_BYTES * STQ_TILE_WARPS)
+
+static_assert(PLAIN_PLANE_BYTES == 32 * 16, "one chunk a lane");
+
+#ifdef STQ_EMULATED
+static char *plain_shared(void) {
+    static char memory[PLAIN_SHARED_BYTES];
+    return memory;
+}
+static void plain_copy(char *to, const char *from, bool exists = true) {
+    if (exists)
+        memcpy(to, from, 16);
+}
+static void plain_commit(void) {}
+static void plain_wait(void) {}
+#else
+static __device__ __forceinline__ char *plain_shared(void) {
+    extern __shared__ __align__(16) char memory[];
+    return memory;
+}
+
+/* Copies 16 bytes, or writes zeros where there is nothing to copy. */
+static __device__ __forceinline__ void plain_copy(char *to, const char *from, bool exists = true) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(exists ? 16 : 0)
+                 : "memory");
+}
+static __device__ __forceinline__ void plain_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+static __device__ __forceinline__ void plain_wait(void) { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+#endif
+
+/* Where chunk `chunk` of a row of floats lies: so that lanes reading chunks 2 l, and then 2 l + 1, meet all banks. */
+static __device__ __forceinline__ uint32_t plain_place(uint32_t chunk) { return chunk ^ (chunk >> 3 & 1); }
+
+/* 8 neighbouring elements. `row` is the row's place in shared memory. */
 template <bool HALF> struct plain_raw;
 
 template <> struct plain_raw<true> {
     uint4 words;
-    __device__ __forceinline__ void load(const void *from) { words = __ldcs((const uint4 *)from); }
+    static __device__ __forceinline__ void fetch(char *row, const char *from, uint32_t lane) {
+        plain_copy(row + lane * 16, from);
+    }
+    __device__ __forceinline__ void load(const char *row, uint32_t lane) { words = *(const uint4 *)(row + lane * 16); }
     __device__ __forceinline__ float at(int k) const {
         uint32_t pair = k < 2 ? words.x : k < 4 ? words.y : k < 6 ? words.z : words.w;
         return stq_bits_float(k & 1 ? pair & 0xffff0000u : pair << 16);
@@ -49,9 +97,13 @@ template <> struct plain_raw<true> {
 
 template <> struct plain_raw<false> {
     float4 low, high;
-    __device__ __forceinline__ void load(const void *from) {
-        low = __ldcs((const float4 *)from);
-        high = __ldcs((const float4 *)from + 1);
+    static __device__ __forceinline__ void fetch(char *row, const char *from, uint32_t lane) {
+        plain_copy(row + plain_place(lane) * 16, from);
+        plain_copy(row + 512 + plain_place(lane) * 16, from + 512);
+    }
+    __device__ __forceinline__ void load(const char *row, uint32_t lane) {
+        low = *(const float4 *)(row + plain_place(2 * lane) * 16);
+        high = *(const float4 *)(row + plain_place(2 * lane + 1) * 16);
     }
     __device__ __forceinline__ float at(int k) const {
         const float4 &four = k < 4 ? low : high;
@@ -59,78 +111,77 @@ template <> struct plain_raw<false> {
     }
 };
 
-/* Where a lane finds its 8 values of one state in the present row. Planes beyond the first bit plane are looked up. */
-struct plain_place {
-    const stq_planes *planes;
-    char *base;
-    uint8_t *bit;
-    uint32_t bits;
-
-    __device__ __forceinline__ void begin(const stq_planes *of, int64_t at) {
-        planes = of;
-        bits = of->bits;
-        base = (char *)of->base + at * (bits < 4 ? 2 : 4);
-        bit = of->bit[0] + at;
-    }
+/* A lane's pointers into the arrays of an item: to its own 16-byte chunk of each in the present row. */
+struct plain_source {
+    char *parameter;
+    const char *gradient;
+    char *plane;
+    uint32_t plane_stride; /* bytes a row; 0: the lane has no plane to copy */
 };
 
-/* A state's planes of 8 values as loaded. */
-struct plain_planes {
-    uint32_t base;
-    uint32_t bit[4];
-};
-
-template <plain_range RANGE>
-static __device__ __forceinline__ plain_planes plain_load(const plain_place &place, int64_t at) {
-    plain_planes raw = {};
-    uint32_t extra = plain_extra<RANGE>(place.bits);
-    if (plain_is_pair<RANGE>(place.bits))
-        raw.base = __ldcs((const uint16_t *)place.base);
-    else
-        raw.base = __ldcs((const uint32_t *)place.base);
-    if (extra > 0)
-        raw.bit[0] = __ldcs(place.bit);
-    if (RANGE == PLAIN_ANY && extra > 1) {
-        raw.bit[1] = __ldcs(place.planes->bit[1] + at);
-        if (extra > 2)
-            raw.bit[2] = __ldcs(place.planes->bit[2] + at);
-        if (extra > 3)
-            raw.bit[3] = __ldcs(place.planes->bit[3] + at);
+/* The plane of which a lane copies a chunk, and how far into it; NULL if there is none. */
+static __device__ __forceinline__ void plain_find_plane(plain_source *source, const stq_item *item, int64_t row,
+                                                        uint32_t lane) {
+    const stq_planes *planes = (lane < 16 ? lane < 8 : lane < 24) ? &item->m_in : &item->v_in;
+    uint32_t base_bits = stq_base_bits(planes->bits);
+    source->plane_stride = 0;
+    source->plane = (char *)planes->base;
+    if (lane < 16 && lane % 8 < base_bits * 2) {
+        source->plane_stride = base_bits * (STQ_ROW / 8);
+        source->plane = (char *)planes->base + row * source->plane_stride + lane % 8 * 16;
+    } else if (lane >= 16 && lane % 8 / 2 < planes->bits - base_bits) {
+        source->plane_stride = PLAIN_BIT_BYTES;
+        source->plane = (char *)planes->bit[lane % 8 / 2] + row * PLAIN_BIT_BYTES + lane % 2 * 16;
     }
-    return raw;
 }
 
+/* Begins to copy a row. */
+template <bool HALF_P, bool HALF_G>
+static __device__ __forceinline__ void plain_fetch(char *stage, const plain_source &source, uint32_t lane) {
+    constexpr int bytes_p = STQ_ROW * (HALF_P ? 2 : 4), bytes_g = STQ_ROW * (HALF_G ? 2 : 4);
+    plain_raw<HALF_G>::fetch(stage, source.gradient, lane);
+    plain_raw<HALF_P>::fetch(stage + bytes_g, source.parameter, lane);
+    plain_copy(stage + bytes_g + bytes_p + lane * 16, source.plane, source.plane_stride != 0);
+}
+
+/* A lane's codes out of the planes of a row in shared memory. `base` and `bit` are the state's planes there. */
 template <plain_range RANGE>
-static __device__ __forceinline__ stq_words plain_unpack(const plain_planes &raw, uint32_t bits) {
-    stq_words words = plain_is_pair<RANGE>(bits) ? stq_words_from_pairs(raw.base) : stq_words_from_nibbles(raw.base);
+static __device__ __forceinline__ stq_words plain_unpack(const char *base, const char *bit, uint32_t bits,
+                                                         uint32_t lane) {
+    const uint8_t *byte = (const uint8_t *)bit + lane;
+    stq_words words = plain_is_pair<RANGE>(bits) ? stq_words_from_pairs(((const uint16_t *)base)[lane])
+                                                 : stq_words_from_nibbles(((const uint32_t *)base)[lane]);
     uint32_t extra = plain_extra<RANGE>(bits);
     if (extra > 0)
-        words = stq_words_append(words, raw.bit[0]);
+        words = stq_words_append(words, byte[0]);
     if (RANGE == PLAIN_ANY && extra > 1) {
-        words = stq_words_append(words, raw.bit[1]);
+        words = stq_words_append(words, byte[PLAIN_BIT_BYTES]);
         if (extra > 2)
-            words = stq_words_append(words, raw.bit[2]);
+            words = stq_words_append(words, byte[2 * PLAIN_BIT_BYTES]);
         if (extra > 3)
-            words = stq_words_append(words, raw.bit[3]);
+            words = stq_words_append(words, byte[3 * PLAIN_BIT_BYTES]);
     }
     return words;
 }
 
+/* The way back. */
 template <plain_range RANGE>
-static __device__ __forceinline__ void plain_store(const plain_place &place, int64_t at, stq_words words) {
-    uint32_t extra = plain_extra<RANGE>(place.bits);
-    if (plain_is_pair<RANGE>(place.bits))
-        __stcs((uint16_t *)place.base, (uint16_t)stq_words_pairs(words, extra));
+static __device__ __forceinline__ void plain_pack(char *base, char *bit, uint32_t bits, uint32_t lane,
+                                                  stq_words words) {
+    uint8_t *byte = (uint8_t *)bit + lane;
+    uint32_t extra = plain_extra<RANGE>(bits);
+    if (plain_is_pair<RANGE>(bits))
+        ((uint16_t *)base)[lane] = (uint16_t)stq_words_pairs(words, extra);
     else
-        __stcs((uint32_t *)place.base, stq_words_nibbles(words, extra));
+        ((uint32_t *)base)[lane] = stq_words_nibbles(words, extra);
     if (extra > 0)
-        __stcs(place.bit, (uint8_t)stq_words_bits(words, RANGE == PLAIN_ANY ? extra - 1 : 0));
+        byte[0] = (uint8_t)stq_words_bits(words, RANGE == PLAIN_ANY ? extra - 1 : 0);
     if (RANGE == PLAIN_ANY && extra > 1) {
-        __stcs(place.planes->bit[1] + at, (uint8_t)stq_words_bits(words, extra - 2));
+        byte[PLAIN_BIT_BYTES] = (uint8_t)stq_words_bits(words, extra - 2);
         if (extra > 2)
-            __stcs(place.planes->bit[2] + at, (uint8_t)stq_words_bits(words, extra - 3));
+            byte[2 * PLAIN_BIT_BYTES] = (uint8_t)stq_words_bits(words, extra - 3);
         if (extra > 3)
-            __stcs(place.planes->bit[3] + at, (uint8_t)stq_words_bits(words, extra - 4));
+            byte[3 * PLAIN_BIT_BYTES] = (uint8_t)stq_words_bits(words, extra - 4);
     }
 }
 
@@ -139,16 +190,23 @@ static __device__ __forceinline__ uint32_t plain_code(stq_words words, int k) {
     return __byte_perm(k & 1 ? words.odd : words.even, 0, 0x4440 | k / 2);
 }
 
-/* 2^n as a factor, of which the compiler does not know that a shift would do: a multiplication also adds. */
+/* 2^(n mod 32) as a factor, of which the compiler does not know that a shift would do: a multiplication also adds. */
 static __device__ __forceinline__ uint32_t plain_factor(uint32_t n) {
 #ifdef STQ_EMULATED
-    return 1u << n;
+    return 1u << (n & 31);
 #else
     uint32_t factor;
-    asm("shl.b32 %0, 1, %1;" : "=r"(factor) : "r"(n));
+    asm("shf.l.wrap.b32 %0, 0, 1, %1;" : "=r"(factor) : "r"(n));
     return factor;
 #endif
 }
+
+/* Keeps a value that is dear to make again in its register. */
+#ifdef STQ_EMULATED
+#define plain_keep(value) ((void)(value))
+#else
+static __device__ __forceinline__ void plain_keep(uint32_t &value) { asm volatile("" : "+r"(value)); }
+#endif
 
 /* m of up to 5 bits: each lane holds one level, signed and relative to the scale, and gives it to whoever has its code.
  * The shuffle ignores all but the code's 5 bits. Wider m: the code's bits are put in place as those of t / 2. */
@@ -181,13 +239,19 @@ static __device__ __forceinline__ void plain_drop_lowest(float *m, const float *
             m[k] = 0.0f;
 }
 
-static __device__ __forceinline__ void plain_decode_v(float *v, stq_words codes, uint32_t bits, uint32_t word) {
-    uint32_t low = word >> 4 << 19;
-    uint32_t factor = plain_factor(stq_v_coarsest(bits) - 7 + (word >> 1 & 7));
+/* A scale word of v made ready: low, whose lower 19 bits are 0, with the shift in bits 0 to 4 and the node bit in
+ * bit 5. */
+static __device__ __forceinline__ uint32_t plain_lattice(uint32_t word, uint32_t bits) {
+    return word >> 4 << 19 | (word & 1) << 5 | (stq_v_coarsest(bits) - 7 + (word >> 1 & 7));
+}
+
+static __device__ __forceinline__ void plain_decode_v(float *v, stq_words codes, uint32_t lattice) {
+    uint32_t low = lattice & 0xfff80000u;
+    uint32_t factor = plain_factor(lattice);
 #pragma unroll
     for (int k = 0; k < STQ_LANE_VALUES; k++)
         v[k] = stq_bits_float(plain_code(codes, k) * factor + low);
-    bool has_zero = (word & 1) == 0;
+    bool has_zero = (lattice & 32) == 0;
     if (__any_sync(STQ_ALL_LANES, has_zero)) {
 #pragma unroll
         for (int k = 0; k < STQ_LANE_VALUES; k++)
@@ -239,7 +303,7 @@ static __device__ __forceinline__ void plain_store_floats(void *to, const float 
 
 /* Rounds stochastically. No float below 2^120 can round past the largest; the sum finds larger ones, infinities and
  * NaN. */
-static __device__ __forceinline__ void plain_store_halves(void *to, const float *p, uint32_t key, uint32_t in_block) {
+static __device__ __forceinline__ void plain_store_halves(void *to, const float *p, uint32_t key, uint32_t offset) {
     float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < STQ_LANE_VALUES; k++)
@@ -248,14 +312,14 @@ static __device__ __forceinline__ void plain_store_halves(void *to, const float 
     uint32_t out[STQ_LANE_VALUES / 2];
 #pragma unroll
     for (int i = 0; i < STQ_LANE_VALUES / 2; i++) {
-        uint32_t pair = stq_random_pair(key, in_block / 2 + i);
+        uint32_t pair = stq_mix_pair(key ^ (offset + stq_pair_offset(i)));
         out[i] = __byte_perm(stq_float_bits(p[2 * i]) + (pair & 0xffffu), stq_float_bits(p[2 * i + 1]) + (pair >> 16),
                              0x7632);
     }
     if (!__all_sync(STQ_ALL_LANES, ordinary)) {
 #pragma unroll
         for (int i = 0; i < STQ_LANE_VALUES / 2; i++) {
-            uint32_t pair = stq_random_pair(key, in_block / 2 + i);
+            uint32_t pair = stq_mix_pair(key ^ (offset + stq_pair_offset(i)));
             out[i] = stq_to_bfloat16(p[2 * i], pair & 0xffffu) | (uint32_t)stq_to_bfloat16(p[2 * i + 1], pair >> 16)
                                                                      << 16;
         }
@@ -305,12 +369,12 @@ static __device__ __forceinline__ stq_words plain_encode_m(const float *m, uint3
 /* Codes of v on a lattice whose shift is 16 to 23, all values between its first and last node. The sum of the codes in
  * their bytes is made before `low` is taken off: the same modulo 2^32. */
 static __device__ __forceinline__ stq_words plain_codes_v(const float *v, uint32_t low, uint32_t shift, uint32_t key,
-                                                          uint32_t in_block) {
+                                                          uint32_t offset) {
     uint32_t factor = plain_factor(shift - 16);
     uint32_t x[STQ_LANE_VALUES];
 #pragma unroll
     for (int i = 0; i < STQ_LANE_VALUES / 2; i++) {
-        uint32_t pair = stq_random_pair(key, in_block / 2 + i);
+        uint32_t pair = stq_mix_pair(key ^ (offset + stq_pair_offset(i)));
         x[2 * i] = ((pair & 0xffffu) * factor + stq_float_bits(v[2 * i])) >> shift;
         x[2 * i + 1] = ((pair >> 16) * factor + stq_float_bits(v[2 * i + 1])) >> shift;
     }
@@ -320,18 +384,42 @@ static __device__ __forceinline__ stq_words plain_codes_v(const float *v, uint32
     return codes;
 }
 
-/* What stays the same over the rows of a warp. */
+/* The same for any shift from 16 on: cells wider than an octave round by comparing with a number of 24 random bits. */
+static __device__ __forceinline__ stq_words plain_codes_v_wide(const float *v, uint32_t low, uint32_t shift,
+                                                               uint32_t key, uint32_t in_block, uint32_t offset) {
+    stq_words narrow = plain_codes_v(v, low, shift < 23 ? shift : 23, key, offset);
+    uint32_t factor = plain_factor(shift);
+    uint32_t codes[STQ_LANE_VALUES];
+#pragma unroll
+    for (int k = 0; k < STQ_LANE_VALUES; k++) {
+        uint32_t code = (stq_float_bits(v[k]) - low) >> shift;
+        uint32_t node = code * factor + low;
+        float below = stq_bits_float(node), above = stq_bits_float(node + factor);
+        float random = (float)stq_random_wide(key, in_block + k) * (1.0f / 16777216.0f);
+        codes[k] = code + (v[k] - below > random * (above - below));
+    }
+    return shift <= 23 ? narrow : stq_words_of(codes);
+}
+
+/* What a lane knows about its warp, and keeps from row to row. */
 struct plain_warp {
+    uint32_t m_bits, v_bits;
     uint32_t lane;
-    uint32_t in_block;     /* place of the lane's first value in its block */
-    uint32_t lowest_scale; /* below it the short arithmetic does not hold */
+    uint32_t half;         /* 0, or 16 in the second block's lanes */
+    uint32_t offset;       /* of the lane's first pair of random numbers */
+    uint32_t lowest_scale; /* bits of the scale below which the short arithmetic does not hold */
     float level;           /* of the code that is the lane's number, for m of up to 5 bits */
     uint32_t keys;
-    uint32_t words;
+    uint32_t scales; /* bits of m's scale, or v's lattice */
     uint32_t new_words;
     uint32_t v_grain; /* the lane's candidate for v's new lattice: mask of low, */
     uint32_t v_span;  /* and distance of its last node from low */
 };
+
+/* The place of a lane's first value in its block. */
+static __device__ __forceinline__ uint32_t plain_in_block(uint32_t lane) {
+    return lane % STQ_BLOCK_LANES * STQ_LANE_VALUES;
+}
 
 /*
  * Finds the block's new lattice and the codes of v. Lane j of a block tries shift j mod 8; the finest that fits is the
@@ -343,40 +431,43 @@ static __device__ __forceinline__ general_codes plain_encode_v(const float *v, c
                                                                uint32_t key) {
     uint32_t candidate = lowest & warp.v_grain;
     uint32_t fits = __ballot_sync(STQ_ALL_LANES, candidate + warp.v_span >= largest);
-    fits &= 0xffu << (warp.lane & STQ_BLOCK_LANES);
+    fits &= 0xffu << warp.half;
     uint32_t chosen = __ffs(fits) - 1;
     uint32_t low = __shfl_sync(STQ_ALL_LANES, candidate, chosen);
     uint32_t shift = stq_v_coarsest(bits) - 7 + (chosen & 7);
-    ordinary = ordinary && fits != 0 && shift - 16 < 8 && largest - lowest <= 24u << 23;
+    ordinary = ordinary && fits != 0 && shift >= 16 && largest - lowest <= 24u << 23;
     if (__all_sync(STQ_ALL_LANES, ordinary)) {
-        general_codes result = {plain_codes_v(v, low, shift, key, warp.in_block), low >> 15 | (chosen & 7) << 1 | 1};
+        general_codes result;
+        result.word = low >> 15 | (chosen & 7) << 1 | 1;
+        if (__all_sync(STQ_ALL_LANES, shift <= 23))
+            result.codes = plain_codes_v(v, low, shift, key, warp.offset);
+        else
+            result.codes = plain_codes_v_wide(v, low, shift, key, plain_in_block(warp.lane), warp.offset);
         return result;
     }
     float copy[STQ_LANE_VALUES];
 #pragma unroll
     for (int k = 0; k < STQ_LANE_VALUES; k++)
         copy[k] = v[k];
-    return general_codes_v(copy, STQ_LANE_VALUES, warp.in_block, bits, key);
+    return general_codes_v(copy, STQ_LANE_VALUES, plain_in_block(warp.lane), bits, key);
 }
 
 /* The moments after the step, in place of those before. */
 static __device__ __forceinline__ void plain_moments(float *m, float *v, const float *g, const stq_coefficients &c,
                                                      stq_words codes_m, uint32_t m_bits) {
-    float square[STQ_LANE_VALUES];
     uint32_t smallest = 0xffffffffu;
 #pragma unroll
-    for (int k = 0; k < STQ_LANE_VALUES; k++)
-        square[k] = c.one_minus_beta2 * (g[k] * g[k]);
-#pragma unroll
-    for (int k = 0; k < STQ_LANE_VALUES; k += 2)
-        smallest = __vimin3_u32(smallest, stq_float_bits(square[k]), stq_float_bits(square[k + 1]));
+    for (int k = 0; k < STQ_LANE_VALUES; k += 2) {
+        float first = c.one_minus_beta2 * (g[k] * g[k]), second = c.one_minus_beta2 * (g[k + 1] * g[k + 1]);
+        smallest = __vimin3_u32(smallest, stq_float_bits(first), stq_float_bits(second));
+        v[k] = fmaf(c.beta2, v[k], first);
+        v[k + 1] = fmaf(c.beta2, v[k + 1], second);
+    }
     if (__any_sync(STQ_ALL_LANES, smallest == 0))
         plain_drop_lowest(m, g, codes_m, m_bits);
 #pragma unroll
-    for (int k = 0; k < STQ_LANE_VALUES; k++) {
+    for (int k = 0; k < STQ_LANE_VALUES; k++)
         m[k] = fmaf(c.beta1, m[k], c.one_minus_beta1 * g[k]);
-        v[k] = fmaf(c.beta2, v[k], square[k]);
-    }
 }
 
 /* A lane's extremes of its 8 new moments. */
@@ -398,108 +489,136 @@ static __device__ __forceinline__ plain_extremes plain_find_extremes(const float
     return found;
 }
 
-/* One row, number `row` of the warp's; `at` is the lane's first element divided by 8. */
+/* One row, number `row` of the warp's present group; `stage` holds its input. */
 template <bool HALF_P, bool HALF_G, plain_range RANGE>
-static __device__ __forceinline__ void plain_row(plain_warp &warp, const stq_coefficients &c, uint32_t row, int64_t at,
-                                                 void *parameter, const void *gradient, const plain_place &place_m,
-                                                 const plain_place &place_v) {
-    plain_raw<HALF_G> raw_g;
-    plain_raw<HALF_P> raw_p;
-    raw_g.load(gradient);
-    plain_planes raw_m = plain_load<RANGE>(place_m, at);
-    plain_planes raw_v = plain_load<RANGE>(place_v, at);
-    raw_p.load(parameter);
-    uint32_t holder = (warp.lane & STQ_BLOCK_LANES) + row;
-    uint32_t word_m = __shfl_sync(STQ_ALL_LANES, warp.words, holder);
-    uint32_t word_v = __shfl_sync(STQ_ALL_LANES, warp.words, holder + STQ_WARP_ROWS);
+static __device__ __forceinline__ void plain_row(plain_warp &warp, const stq_coefficients &c, uint32_t row, char *stage,
+                                                 const plain_source &source) {
+    constexpr int bytes_p = STQ_ROW * (HALF_P ? 2 : 4), bytes_g = STQ_ROW * (HALF_G ? 2 : 4);
+    char *planes = stage + bytes_g + bytes_p;
+    char *base_m = planes, *base_v = planes + PLAIN_BASE_BYTES;
+    char *bit_m = planes + 2 * PLAIN_BASE_BYTES, *bit_v = bit_m + 4 * PLAIN_BIT_BYTES;
+    uint32_t holder = warp.half + row;
+    uint32_t scale_m = __shfl_sync(STQ_ALL_LANES, warp.scales, holder);
+    uint32_t lattice = __shfl_sync(STQ_ALL_LANES, warp.scales, holder + STQ_WARP_ROWS);
 
     float m[STQ_LANE_VALUES], v[STQ_LANE_VALUES], g[STQ_LANE_VALUES], p[STQ_LANE_VALUES];
-    stq_words codes_m = plain_unpack<RANGE>(raw_m, place_m.bits);
-    plain_decode_m<RANGE>(m, codes_m, place_m.bits, warp.level, stq_m_scale(word_m));
-    plain_decode_v(v, plain_unpack<RANGE>(raw_v, place_v.bits), place_v.bits, word_v);
+    stq_words codes_m = plain_unpack<RANGE>(base_m, bit_m, warp.m_bits, warp.lane);
+    plain_decode_m<RANGE>(m, codes_m, warp.m_bits, warp.level, stq_bits_float(scale_m));
+    plain_decode_v(v, plain_unpack<RANGE>(base_v, bit_v, warp.v_bits, warp.lane), lattice);
+    plain_raw<HALF_G> raw_g;
+    raw_g.load(stage, warp.lane);
 #pragma unroll
     for (int k = 0; k < STQ_LANE_VALUES; k++)
         g[k] = raw_g.at(k) * c.gradient_factor;
-    plain_moments(m, v, g, c, codes_m, place_m.bits);
+    plain_moments(m, v, g, c, codes_m, warp.m_bits);
 
     plain_extremes found = plain_find_extremes(m, v);
     bool ordinary_v = found.lowest_v >= PLAIN_LOWEST && found.largest_v <= PLAIN_LARGEST;
-    bool ordinary = ordinary_v && word_m >= warp.lowest_scale && stq_float_bits(found.largest_m) <= PLAIN_LARGEST;
+    bool ordinary = ordinary_v && scale_m >= warp.lowest_scale && stq_float_bits(found.largest_m) <= PLAIN_LARGEST;
+    plain_raw<HALF_P> raw_p;
+    raw_p.load(stage + bytes_g, warp.lane);
     plain_update<HALF_P>(p, raw_p, m, v, c, ordinary);
-    if constexpr (HALF_P)
-        plain_store_halves(parameter, p, __shfl_sync(STQ_ALL_LANES, warp.keys, holder + STQ_WARP_ROWS), warp.in_block);
-    else
-        plain_store_floats(parameter, p);
+    if constexpr (HALF_P) {
+        plain_store_halves(source.parameter, p, __shfl_sync(STQ_ALL_LANES, warp.keys, holder + STQ_WARP_ROWS),
+                           warp.offset);
+    } else {
+        plain_store_floats(source.parameter + warp.lane * 16, p);
+    }
 
     uint32_t both = stq_m_scale_word(stq_float_bits(found.largest_m)) << 16 | ~found.lowest_v >> 16;
     both = stq_block_max_halves(both);
     uint32_t new_m = both >> 16;
-    plain_store<RANGE>(place_m, at, plain_encode_m(m, place_m.bits, found.largest_m, new_m));
+    plain_pack<RANGE>(base_m, bit_m, warp.m_bits, warp.lane, plain_encode_m(m, warp.m_bits, found.largest_m, new_m));
     uint32_t key = __shfl_sync(STQ_ALL_LANES, warp.keys, holder);
     general_codes result =
-        plain_encode_v(v, warp, place_v.bits, stq_block_max(found.largest_v), ~both << 16, ordinary_v, key);
-    plain_store<RANGE>(place_v, at, result.codes);
+        plain_encode_v(v, warp, warp.v_bits, stq_block_max(found.largest_v), ~both << 16, ordinary_v, key);
+    plain_pack<RANGE>(base_v, bit_v, warp.v_bits, warp.lane, result.codes);
     uint32_t place = warp.lane % STQ_BLOCK_LANES;
     warp.new_words = place == row ? new_m : place == row + STQ_WARP_ROWS ? result.word : warp.new_words;
+    __syncwarp();
+    if (source.plane_stride != 0)
+        __stcs((uint4 *)source.plane, *(const uint4 *)(planes + warp.lane * 16));
 }
 
-/* Prepares a warp whose first block is `block` of the item. */
-static __device__ __forceinline__ plain_warp plain_begin(const stq_item *item, const stq_coefficients &c,
-                                                         int64_t block) {
+static __device__ __forceinline__ plain_warp plain_begin(const stq_item *item, const stq_coefficients &c) {
     plain_warp warp;
-    uint32_t m_bits = item->m_in.bits, v_bits = item->v_in.bits;
+    warp.m_bits = item->m_in.bits;
+    warp.v_bits = item->v_in.bits;
     warp.lane = threadIdx.x % 32;
-    warp.in_block = warp.lane % STQ_BLOCK_LANES * STQ_LANE_VALUES;
+    warp.half = warp.lane & STQ_BLOCK_LANES;
+    warp.offset = stq_pair_offset(plain_in_block(warp.lane) / 2);
     bool usual = c.beta1 >= 0.5f && c.epsilon <= 0x1p20f && fabsf(c.step_size) <= 0x1p20f && fabsf(c.decay) <= 2.0f;
     warp.lowest_scale = usual ? PLAIN_LOWEST_SCALE : 0xffffffffu;
-    warp.level = stq_m_decode(warp.lane & ((1u << m_bits) - 1), 1.0f, m_bits);
-    uint32_t shift = stq_v_coarsest(v_bits) - 7 + warp.lane % 8;
+    warp.level = stq_m_decode(warp.lane & ((1u << warp.m_bits) - 1), 1.0f, warp.m_bits);
+    uint32_t shift = stq_v_coarsest(warp.v_bits) - 7 + warp.lane % 8;
     warp.v_grain = ~0u << (shift > 19 ? shift : 19);
-    warp.v_span = ((1u << v_bits) - 1) << shift;
-    bool second = (warp.lane & STQ_WARP_ROWS) != 0;
-    int64_t own = block + 2 * (warp.lane % STQ_WARP_ROWS) + warp.lane / STQ_BLOCK_LANES;
-    warp.keys = stq_block_key(c.step_key, item->tensor, (uint32_t)(item->first_block + own),
-                              second ? STQ_STREAM_PARAMETER : STQ_STREAM_SECOND_MOMENT);
-    warp.words = own * STQ_BLOCK < item->count ? (second ? item->v_in.scales : item->m_in.scales)[own] : 0;
-    warp.new_words = warp.words;
+    warp.v_span = ((1u << warp.v_bits) - 1) << shift;
+    warp.keys = warp.scales = warp.new_words = 0;
+    plain_keep(warp.offset);
+    plain_keep(warp.v_grain);
+    plain_keep(warp.v_span);
     return warp;
 }
 
-/* Stores the scale words of the first `rows` rows. */
-static __device__ __forceinline__ void plain_end(const plain_warp &warp, const stq_item *item, int64_t block,
-                                                 uint32_t rows) {
-    uint32_t row = warp.lane % STQ_WARP_ROWS;
-    const stq_planes *planes = warp.lane & STQ_WARP_ROWS ? &item->v_out : &item->m_out;
-    if (row < rows)
-        planes->scales[block + 2 * row + warp.lane / STQ_BLOCK_LANES] = (uint16_t)warp.new_words;
+/* The block whose key and scale word a lane holds while the group of rows from `row` on is worked on. */
+static __device__ __forceinline__ int64_t plain_own_block(int64_t row, uint32_t lane) {
+    return row * 2 + 2 * (lane % STQ_WARP_ROWS) + lane / STQ_BLOCK_LANES;
 }
 
-/* Rows first .. end - 1 of an item, at most STQ_WARP_ROWS, all whole. */
+/* Keys and scale words of the group of rows from `row` on; blocks that the item does not have get none. */
+static __device__ __forceinline__ void plain_begin_group(plain_warp &warp, const stq_item *item, uint32_t step_key,
+                                                         int64_t row) {
+    bool second = (warp.lane & STQ_WARP_ROWS) != 0;
+    int64_t own = plain_own_block(row, warp.lane);
+    uint32_t word = 0;
+    if (own * STQ_BLOCK < item->count)
+        word = __ldcs((second ? item->v_in.scales : item->m_in.scales) + own);
+    warp.scales = second ? plain_lattice(word, warp.v_bits) : word << 16;
+    warp.new_words = word;
+    warp.keys = stq_block_key(step_key, item->tensor, (uint32_t)(item->first_block + own),
+                              second ? STQ_STREAM_PARAMETER : STQ_STREAM_SECOND_MOMENT);
+}
+
+/* Stores the scale words of the `rows` rows of the group that begins with `row`. */
+static __device__ __forceinline__ void plain_end_group(const plain_warp &warp, const stq_item *item, int64_t row,
+                                                       uint32_t rows) {
+    const stq_planes *planes = warp.lane & STQ_WARP_ROWS ? &item->v_out : &item->m_out;
+    if (warp.lane % STQ_WARP_ROWS < rows)
+        __stcs(planes->scales + plain_own_block(row, warp.lane), (uint16_t)warp.new_words);
+}
+
+/* `rows` rows of an item from row `first` on, all whole; `warp_index` is the warp's in its thread block. */
 template <bool HALF_P, bool HALF_G, plain_range RANGE>
 static __device__ __forceinline__ void plain_rows(const stq_item *item, const stq_coefficients c, int64_t first,
-                                                  int64_t end) {
-    constexpr int step = STQ_ROW / STQ_LANE_VALUES;
-    constexpr int bytes_p = STQ_LANE_VALUES * (HALF_P ? 2 : 4), bytes_g = STQ_LANE_VALUES * (HALF_G ? 2 : 4);
-    plain_warp warp = plain_begin(item, c, first * 2);
-    uint32_t rows = (uint32_t)(end - first);
-    int64_t at = first * step + warp.lane;
-    char *parameter = (char *)item->parameter + at * bytes_p;
-    const char *gradient = (const char *)item->gradient + at * bytes_g;
-    plain_place place_m, place_v;
-    place_m.begin(&item->m_in, at);
-    place_v.begin(&item->v_in, at);
+                                                  uint32_t rows, uint32_t warp_index) {
+    constexpr int bytes_p = STQ_ROW * (HALF_P ? 2 : 4), bytes_g = STQ_ROW * (HALF_G ? 2 : 4);
+    char *stages = plain_shared() + warp_index * (PLAIN_STAGES * PLAIN_STAGE_BYTES);
+    plain_warp warp = plain_begin(item, c);
+    plain_source source;
+    source.parameter = (char *)item->parameter + first * bytes_p + warp.lane * 16;
+    source.gradient = (const char *)item->gradient + first * bytes_g + warp.lane * 16;
+    plain_find_plane(&source, item, first, warp.lane);
+    plain_fetch<HALF_P, HALF_G>(stages, source, warp.lane);
+    plain_commit();
 #pragma unroll 1
     for (uint32_t row = 0; row < rows; row++) {
-        plain_row<HALF_P, HALF_G, RANGE>(warp, c, row, at, parameter, gradient, place_m, place_v);
-        at += step;
-        parameter += step * bytes_p;
-        gradient += step * bytes_g;
-        place_m.base += step * (plain_is_pair<RANGE>(place_m.bits) ? 2 : 4);
-        place_v.base += step * (plain_is_pair<RANGE>(place_v.bits) ? 2 : 4);
-        place_m.bit += step;
-        place_v.bit += step;
+        if (row % STQ_WARP_ROWS == 0)
+            plain_begin_group(warp, item, c.step_key, first + row);
+        plain_source next = source;
+        next.parameter += bytes_p;
+        next.gradient += bytes_g;
+        next.plane += source.plane_stride;
+        plain_wait();
+        __syncwarp();
+        if (row + 1 < rows)
+            plain_fetch<HALF_P, HALF_G>(stages + (row + 1) % PLAIN_STAGES * PLAIN_STAGE_BYTES, next, warp.lane);
+        plain_commit();
+        plain_row<HALF_P, HALF_G, RANGE>(warp, c, row % STQ_WARP_ROWS, stages + row % PLAIN_STAGES * PLAIN_STAGE_BYTES,
+                                         source);
+        source = next;
+        if (row % STQ_WARP_ROWS == STQ_WARP_ROWS - 1 || row + 1 == rows)
+            plain_end_group(warp, item, first + row / STQ_WARP_ROWS * STQ_WARP_ROWS, row % STQ_WARP_ROWS + 1);
     }
-    plain_end(warp, item, first * 2, rows);
 }
 
 #endif

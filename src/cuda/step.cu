@@ -13,17 +13,18 @@
 /* The whole rows among first .. end - 1; returns the first row that is left. */
 template <bool HALF_P, bool HALF_G>
 static __device__ __forceinline__ int64_t work_plain(const stq_item *item, const stq_coefficients *c, uint32_t range,
-                                                     int64_t first, int64_t end) {
+                                                     int64_t first, int64_t end, uint32_t warp) {
     int64_t whole = item->count / STQ_ROW;
     int64_t last = end < whole ? end : whole;
     if (first >= last)
         return first;
+    uint32_t rows = (uint32_t)(last - first);
     if (range == PLAIN_NIBBLES)
-        plain_rows<HALF_P, HALF_G, PLAIN_NIBBLES>(item, *c, first, last);
+        plain_rows<HALF_P, HALF_G, PLAIN_NIBBLES>(item, *c, first, rows, warp);
     else if (range == PLAIN_PAIRS)
-        plain_rows<HALF_P, HALF_G, PLAIN_PAIRS>(item, *c, first, last);
+        plain_rows<HALF_P, HALF_G, PLAIN_PAIRS>(item, *c, first, rows, warp);
     else
-        plain_rows<HALF_P, HALF_G, PLAIN_ANY>(item, *c, first, last);
+        plain_rows<HALF_P, HALF_G, PLAIN_ANY>(item, *c, first, rows, warp);
     return last;
 }
 
@@ -44,18 +45,21 @@ static __global__ void __launch_bounds__(32 * STQ_TILE_WARPS, STQ_STEP_BLOCKS)
     if (item->gradient == NULL)
         return;
     int64_t rows = (item->count + STQ_ROW - 1) / STQ_ROW;
-    int64_t row = ((int64_t)tile.tile * STQ_TILE_WARPS + threadIdx.x / 32) * STQ_WARP_ROWS;
-    int64_t end = row + STQ_WARP_ROWS < rows ? row + STQ_WARP_ROWS : rows;
+    /* Taken from lane 0, so that the compiler knows that all lanes of a warp go the same way. */
+    uint32_t warp = __shfl_sync(STQ_ALL_LANES, threadIdx.x / 32, 0);
+    int64_t row = ((int64_t)tile.tile * STQ_TILE_WARPS + warp) * (STQ_WARP_ROWS * STQ_WARP_GROUPS);
+    int64_t end = row + STQ_WARP_ROWS * STQ_WARP_GROUPS;
+    end = end < rows ? end : rows;
     uint32_t range = range_of(item->m_in.bits, item->v_in.bits);
     switch (items[tile.item].kind) {
     case STQ_KIND_BFLOAT16:
-        row = work_plain<true, true>(item, c, range, row, end);
+        row = work_plain<true, true>(item, c, range, row, end, warp);
         break;
     case STQ_KIND_FLOAT32:
-        row = work_plain<false, false>(item, c, range, row, end);
+        row = work_plain<false, false>(item, c, range, row, end, warp);
         break;
     case STQ_KIND_MIXED:
-        row = work_plain<false, true>(item, c, range, row, end);
+        row = work_plain<false, true>(item, c, range, row, end, warp);
         break;
     }
     for (; row < end; row++)
@@ -66,7 +70,8 @@ static __global__ void __launch_bounds__(32 * STQ_TILE_WARPS, STQ_STEP_BLOCKS)
 cudaError_t stq_cuda_step(const stq_device_item *items, const stq_tile *tiles, int64_t tile_count,
                           const stq_coefficients *coefficients, const stq_control *control, cudaStream_t stream) {
     if (tile_count > 0)
-        step_kernel<<<(unsigned)tile_count, 32 * STQ_TILE_WARPS, 0, stream>>>(items, tiles, coefficients, control);
+        step_kernel<<<(unsigned)tile_count, 32 * STQ_TILE_WARPS, PLAIN_SHARED_BYTES, stream>>>(items, tiles,
+                                                                                               coefficients, control);
     return cudaGetLastError();
 }
 #endif

@@ -66,14 +66,20 @@ STQ_INLINE uint32_t stq_block_key(uint32_t step_key, uint32_t tensor, uint32_t b
     return stq_hash(key + block * 0x9e3779b9u);
 }
 
-/* Words 2 pair (low half) and 2 pair + 1 (high half) of a block. The block key has avalanched already, so that one
- * multiplication on either side of the fold is enough here. */
-STQ_INLINE uint32_t stq_random_pair(uint32_t block_key, uint32_t pair) {
-    uint32_t x = block_key ^ (pair * 0x2545f491u);
+/* What a pair's number changes in the block key. */
+STQ_INLINE uint32_t stq_pair_offset(uint32_t pair) { return pair * 0x2545f491u; }
+
+STQ_INLINE uint32_t stq_mix_pair(uint32_t x) {
     x *= 0x7feb352du;
     x ^= x >> 15;
     x *= 0x846ca68bu;
     return x ^ (x >> 16);
+}
+
+/* Words 2 pair (low half) and 2 pair + 1 (high half) of a block. The block key has avalanched already, so that one
+ * multiplication on either side of the fold is enough here. */
+STQ_INLINE uint32_t stq_random_pair(uint32_t block_key, uint32_t pair) {
+    return stq_mix_pair(block_key ^ stq_pair_offset(pair));
 }
 
 /* 24 bits for value `index`, for the few blocks whose lattice cells are wider than an octave. */

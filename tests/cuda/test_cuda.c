@@ -70,6 +70,9 @@ static size_t all_pairs(tensor_spec *specs, uint32_t turn) {
                                            .scale = 1e-3,
                                            .first_block = (int64_t)n * 1000,
                                            .misalignment = n % 13 == 5 ? 1 : 0};
+            gradient_kind kind = specs[count - 1].kind;
+            if (pair[1] == STQ_FLOAT16 && (kind == GRADIENT_WIDE || kind == GRADIENT_HUGE || kind == GRADIENT_OUTLIER))
+                specs[count - 1].kind = GRADIENT_TINY; /* the others overflow */
         }
     for (int i = 0; i < 4; i++)
         specs[count++] = (tensor_spec){.count = 77 + 1000 * i,
@@ -183,7 +186,7 @@ static void test_sums(uint64_t seed) {
                                  .m_next = 4,
                                  .v_next = 4,
                                  .gradient_type = (stq_dtype)(i / 8),
-                                 .kind = i % 5 ? GRADIENT_GAUSSIAN : GRADIENT_WIDE,
+                                 .kind = i % 5 || i >= 16 ? GRADIENT_GAUSSIAN : GRADIENT_WIDE,
                                  .scale = 1e-3,
                                  .misalignment = i % 7 == 3};
     fixture f;
