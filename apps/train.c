@@ -101,7 +101,7 @@ static enum app_status write_summary(const struct training *training, const stru
 }
 
 static void print_table(const struct training *training, const struct loop_outcome *outcome, const stq_memory *memory) {
-    char duration[32], now[32], peak[32], float32[32], process[32];
+    char duration[32], rate[32], now[32], peak[32], float32[32], process[32];
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     printf("\nsteps               %lld in %s", (long long)outcome->steps,
@@ -115,8 +115,8 @@ static void print_table(const struct training *training, const struct loop_outco
         printf("top-1               %.2f %% of the validation set\n", 100 * outcome->validation_top1);
     }
     printf("training loss       %.4f\n", outcome->train_loss);
-    printf("step                %.2f ms, of which the optimizer %.2f ms; %.1fk %s/s\n", outcome->step_ms,
-           outcome->optimizer_ms, outcome->per_second / 1000, training->data->unit);
+    printf("step                %.2f ms, of which the optimizer %.2f ms; %s\n", outcome->step_ms, outcome->optimizer_ms,
+           progress_rate(outcome->per_second, training->data->unit, rate));
     printf("states now          %s, %.3f bits a value\n", memory_text((int64_t)memory->state_bytes, now),
            memory->final_bits);
     printf("states at the peak  %s, %.3f bits a value\n", memory_text((int64_t)memory->peak_bytes, peak),

@@ -36,8 +36,14 @@ const char *progress_duration(double seconds, char text[32]) {
     return text;
 }
 
+const char *progress_rate(double per_second, const char *unit, char text[32]) {
+    int large = per_second >= 1000;
+    snprintf(text, 32, "%.1f%s %s/s", large ? per_second / 1000 : per_second, large ? "k" : "", unit);
+    return text;
+}
+
 static void compose(const struct progress *progress, const struct progress_state *state, char *line, size_t size) {
-    char bytes[32], left[32], validation[64] = "";
+    char bytes[32], left[32], rate[32], validation[64] = "";
     double elapsed = clock_seconds() - progress->begin;
     double remaining = elapsed / (double)(state->step - progress->first_step) * (double)(progress->steps - state->step);
     if (!isnan(state->validation_loss)) {
@@ -47,9 +53,9 @@ static void compose(const struct progress *progress, const struct progress_state
                      100 * state->validation_top1);
         }
     }
-    snprintf(line, size, "step %lld/%lld  loss %.4f%s  %.1fk %s/s  states %s (%.2f bits)  %s left",
-             (long long)state->step, (long long)progress->steps, state->train_loss, validation,
-             state->per_second / 1000, state->unit, memory_text(state->state_bytes, bytes), state->bits,
+    snprintf(line, size, "step %lld/%lld  loss %.4f%s  %s  states %s (%.2f bits)  %s left", (long long)state->step,
+             (long long)progress->steps, state->train_loss, validation,
+             progress_rate(state->per_second, state->unit, rate), memory_text(state->state_bytes, bytes), state->bits,
              progress_duration(remaining, left));
 }
 

@@ -39,6 +39,9 @@ void progress_step(struct progress *progress, const struct progress_state *state
 // Ends the terminal's progress line, so that what follows starts on a line of its own.
 void progress_clear(struct progress *progress);
 
+// "36.1k tokens/s" or "7.3 tokens/s" into `text`, which is returned; `unit` is "tokens".
+const char *progress_rate(double per_second, const char *unit, char text[32]);
+
 // "1:05" or "2:03:09" into `text`, which is returned.
 const char *progress_duration(double seconds, char text[32]);
 
