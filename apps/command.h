@@ -12,6 +12,7 @@
 // status: 0, 1 when the run failed, 2 when the arguments make no sense.
 int command_train(int argc, char **argv);
 int command_train_gpt2(int argc, char **argv);
+int command_train_vit(int argc, char **argv);
 int command_plan(int argc, char **argv);
 int command_data(int argc, char **argv);
 

@@ -220,4 +220,9 @@ int training_run(struct training *training, const char *command) {
     return signal_number && reported == 0 ? 128 + signal_number : reported;
 }
 
-int command_train(int argc, char **argv) { return command_train_gpt2(argc, argv); }
+int command_train(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "vit") == 0) {
+        return command_train_vit(argc, argv);
+    }
+    return command_train_gpt2(argc, argv);
+}

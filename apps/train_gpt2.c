@@ -211,11 +211,14 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
     case ARGP_KEY_ARG:
         if (state->arg_num > 0 || strcmp(argument, "gpt2") != 0) {
             argp_failure(state, APP_USAGE, 0,
-                         "There is no model '%s'; the model is gpt2, and text is given with --data.", argument);
+                         "There is no model '%s'; the models are gpt2 and vit, and data are given with --data.",
+                         argument);
         }
         return 0;
     case ARGP_KEY_NO_ARGS:
-        argp_failure(state, APP_USAGE, 0, "Which model? `stquant train gpt2 --data FILE` trains a GPT-2.");
+        argp_failure(state, APP_USAGE, 0,
+                     "Which model? `stquant train gpt2 --data FILE` trains a GPT-2, `stquant train vit` a Vision "
+                     "Transformer.");
         return 0;
     default:
         return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), options, key, argument, state)

@@ -13,7 +13,8 @@ struct batch {
     int64_t length;         // T, tokens of an example; 0 for images
     const int32_t *inputs;  // (B, T)
     const int32_t *targets; // (B, T): the token that follows each input; for images (B), their classes
-    const float *images;    // (B, channels, height, width), or null
+    const float *images;    // (B, channels, rows, columns), or null
+    int64_t position;       // of a training batch: what random choices of the model are counted by
 };
 
 struct model;

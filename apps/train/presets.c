@@ -59,3 +59,27 @@ const char *preset_names(void) {
     }
     return names;
 }
+
+static const struct vit_preset vit_presets[] = {
+    {.name = "tiny",
+     .vit = {.layers = 4, .width = 96, .heads = 4, .patch = 4, .classes = 10},
+     .train =
+         {.steps = 4000, .batch = 128, .warmup = 200, .learning_rate = 1e-3, .weight_decay = 0.05, .beta2 = 0.999}},
+    {.name = "small",
+     .vit = {.layers = 12, .width = 384, .heads = 6, .patch = 4, .classes = 10},
+     .train =
+         {.steps = 20000, .batch = 128, .warmup = 1000, .learning_rate = 5e-4, .weight_decay = 0.05, .beta2 = 0.999}},
+    {.name = "base",
+     .vit = {.layers = 12, .width = 768, .heads = 12, .patch = 4, .classes = 10},
+     .train =
+         {.steps = 20000, .batch = 128, .warmup = 1000, .learning_rate = 3e-4, .weight_decay = 0.05, .beta2 = 0.999}},
+};
+
+const struct vit_preset *vit_preset_find(const char *name) {
+    for (size_t i = 0; i < sizeof(vit_presets) / sizeof(vit_presets[0]); i++) {
+        if (strcmp(vit_presets[i].name, name) == 0) {
+            return &vit_presets[i];
+        }
+    }
+    return NULL;
+}

@@ -10,8 +10,13 @@
 enum {
     RANDOM_BATCHES = 1,
     RANDOM_SAMPLES = 2,
+    RANDOM_SHUFFLE = 3,
+    RANDOM_AUGMENTATION = 4,
     RANDOM_PARAMETERS = 1 << 16,
 };
+
+// Dropout takes streams from here on, several for each batch.
+#define RANDOM_DROPOUT (UINT64_C(1) << 62)
 
 // 64 uniform bits.
 uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index);

@@ -1,6 +1,5 @@
 #include "train/tokenizer.h"
 
-#include <errno.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 #include <pcre2.h>
 
 #include "train/bpe.h"
+#include "train/file.h"
 #include "train/merges.h"
 #include "train/utf8.h"
 
@@ -96,34 +96,14 @@ enum app_status tokenizer_create(const char *name, const struct merge *merges, i
 enum app_status tokenizer_read(const char *path, struct tokenizer **tokenizer) {
     // GPT-2's file has half a megabyte; whatever is larger than this is not meant.
     const size_t limit = (size_t)256 << 20;
+    uint8_t *text = NULL;
+    size_t count = 0;
     *tokenizer = NULL;
-    FILE *file = fopen(path, "rb");
-    if (!file) {
-        return app_fail(APP_FAILED, "Cannot read the merges file %s: %s.", path, strerror(errno));
-    }
-    size_t count = 0, capacity = 1 << 20, more = 0;
-    char *text = malloc(capacity);
-    while (text && (more = fread(text + count, 1, capacity - count, file)) > 0 && (count += more) <= limit) {
-        if (count == capacity) {
-            char *larger = realloc(text, capacity *= 2);
-            if (!larger) {
-                free(text);
-            }
-            text = larger;
-        }
-    }
-    enum app_status status;
-    if (!text) {
-        status = app_fail(APP_FAILED, "There is no memory for the merges file %s.", path);
-    } else if (ferror(file)) {
-        status = app_fail(APP_FAILED, "Reading the merges file %s failed: %s.", path, strerror(errno));
-    } else if (count > limit) {
-        status = app_fail(APP_FAILED, "%s has more than 256 MiB; it is no merges file.", path);
-    } else {
-        status = tokenizer_parse(path, text, count, tokenizer);
+    enum app_status status = file_read(path, limit, &text, &count);
+    if (status == APP_OK) {
+        status = tokenizer_parse(path, (const char *)text, count, tokenizer);
     }
     free(text);
-    fclose(file);
     return status;
 }
 

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 // The order of a block's tensors in its parameter set.
 enum {
@@ -105,21 +106,59 @@ void transformer_place_scratch(struct arena *arena, const struct attention_shape
     scratch->gated = arena_floats(arena, rows * 4 * width);
 }
 
+// out = residual + dropout(projection of x).
+static void project_forward(const struct compute *compute, const struct linear *projection,
+                            const struct dropout *dropout, const float *x, const float *residual, float *out,
+                            int64_t rows) {
+    const int64_t count = rows * projection->outputs;
+    if (dropout->rate <= 0) {
+        linear_forward(projection, x, residual, out, rows);
+        return;
+    }
+    linear_forward(projection, x, NULL, out, rows);
+    dropout_apply(compute, dropout, out, count);
+#pragma omp parallel for schedule(static) num_threads(compute->threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t first = row * projection->outputs;
+        compute->kernels->add(out + first, residual + first, out + first, projection->outputs);
+    }
+}
+
+// The gradient of the projection's result: that of the sum, or, with dropout, its masked copy in `masked`.
+static const float *project_backward(const struct compute *compute, const struct linear *projection,
+                                     const struct dropout *dropout, const float *gradient, float *masked,
+                                     int64_t rows) {
+    if (dropout->rate > 0) {
+        memcpy(masked, gradient, (size_t)(rows * projection->outputs) * sizeof(float));
+        dropout_apply(compute, dropout, masked, rows * projection->outputs);
+        gradient = masked;
+    }
+    bias_backward(compute, gradient, projection->bias_gradient, rows, projection->outputs);
+    return gradient;
+}
+
+static struct dropout mlp_dropout(const struct transformer_block *block) {
+    struct dropout dropout = block->dropout;
+    dropout.stream++;
+    return dropout;
+}
+
 void transformer_forward(const struct compute *compute, const struct attention_shape *shape,
                          const struct transformer_block *block, const struct transformer_activations *activations,
                          const struct transformer_scratch *scratch) {
     const struct transformer_activations *a = activations;
     const int64_t rows = shape->sequences * shape->length;
+    const struct dropout dropout = mlp_dropout(block);
 
     layer_norm_forward(compute, &block->norm_1, a->input, scratch->normalized, a->mean_1, a->scale_1, rows);
     linear_forward(&block->attention_in, scratch->normalized, NULL, a->qkv, rows);
     attention_forward(compute, shape, a->qkv, a->attended, a->log_sums);
-    linear_forward(&block->attention_out, a->attended, a->input, a->middle, rows);
+    project_forward(compute, &block->attention_out, &block->dropout, a->attended, a->input, a->middle, rows);
 
     layer_norm_forward(compute, &block->norm_2, a->middle, scratch->normalized, a->mean_2, a->scale_2, rows);
     linear_forward(&block->mlp_in, scratch->normalized, NULL, a->hidden, rows);
     gelu_forward(compute, a->hidden, scratch->gated, rows, 4 * shape->width);
-    linear_forward(&block->mlp_out, scratch->gated, a->middle, a->output, rows);
+    project_forward(compute, &block->mlp_out, &dropout, scratch->gated, a->middle, a->output, rows);
 }
 
 void transformer_backward(const struct compute *compute, const struct attention_shape *shape,
@@ -128,20 +167,22 @@ void transformer_backward(const struct compute *compute, const struct attention_
     const struct transformer_activations *a = activations;
     const int64_t rows = shape->sequences * shape->length, width = shape->width;
 
+    const struct dropout dropout = mlp_dropout(block);
+
     // The MLP: scratch->wide holds the gradient of the hidden layer, scratch->gated GELU's output.
-    bias_backward(compute, gradient, block->mlp_out.bias_gradient, rows, width);
-    linear_backward_input(&block->mlp_out, gradient, scratch->wide, rows);
+    const float *branch = project_backward(compute, &block->mlp_out, &dropout, gradient, scratch->normalized, rows);
+    linear_backward_input(&block->mlp_out, branch, scratch->wide, rows);
     gelu_backward(compute, a->hidden, scratch->wide, scratch->gated, block->mlp_in.bias_gradient, rows, 4 * width);
-    linear_backward_weight(&block->mlp_out, scratch->gated, gradient, rows);
+    linear_backward_weight(&block->mlp_out, scratch->gated, branch, rows);
     linear_backward_input(&block->mlp_in, scratch->wide, scratch->narrow, rows);
     layer_norm_backward(compute, &block->norm_2, a->middle, a->mean_2, a->scale_2, scratch->narrow, gradient,
                         scratch->normalized, rows);
     linear_backward_weight(&block->mlp_in, scratch->normalized, scratch->wide, rows);
 
     // Attention: scratch->wide holds the gradient of queries, keys and values.
-    bias_backward(compute, gradient, block->attention_out.bias_gradient, rows, width);
-    linear_backward_input(&block->attention_out, gradient, scratch->narrow, rows);
-    linear_backward_weight(&block->attention_out, a->attended, gradient, rows);
+    branch = project_backward(compute, &block->attention_out, &block->dropout, gradient, scratch->normalized, rows);
+    linear_backward_input(&block->attention_out, branch, scratch->narrow, rows);
+    linear_backward_weight(&block->attention_out, a->attended, branch, rows);
     attention_backward(compute, shape, a->qkv, a->attended, a->log_sums, scratch->narrow, scratch->wide);
     bias_backward(compute, scratch->wide, block->attention_in.bias_gradient, rows, 3 * width);
     linear_backward_input(&block->attention_in, scratch->wide, scratch->narrow, rows);

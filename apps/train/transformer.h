@@ -1,6 +1,6 @@
 // A pre-norm transformer block, shared by the models:
-//     middle = x + projection(attention(layer_norm_1(x)))
-//     output = middle + projection(GELU(linear(layer_norm_2(middle))))
+//     middle = x + dropout(projection(attention(layer_norm_1(x))))
+//     output = middle + dropout(projection(GELU(linear(layer_norm_2(middle)))))
 // R = B T rows of C floats; the hidden layer of the MLP is 4 C wide.
 #ifndef STQUANT_TRAIN_TRANSFORMER_H
 #define STQUANT_TRAIN_TRANSFORMER_H
@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "train/attention.h"
+#include "train/dropout.h"
 #include "train/layers.h"
 #include "train/memory.h"
 #include "train/parameters.h"
@@ -19,6 +20,7 @@ struct transformer_block {
     struct linear attention_out; // C -> C
     struct linear mlp_in;        // C -> 4 C
     struct linear mlp_out;       // 4 C -> C
+    struct dropout dropout;      // of the attention's projection; that of the MLP takes the stream after it
 };
 
 // What the forward pass keeps for the backward pass; 10 C + H floats and four more for each row.

@@ -231,7 +231,7 @@ def check_bad_input(folder, merges_path):
         return "prepare", "--merges", merges, "--output", output, *paths
 
     missing = os.path.join(folder, "missing")
-    refused("a missing merges file", "Cannot read the merges file", *prepare(missing, text), leaves=output)
+    refused("a missing merges file", "Cannot read", *prepare(missing, text), leaves=output)
     refused("a folder as merges file", "Is a directory", *prepare(folder, text), leaves=output)
     for name, content, sentence in (
             ("an empty merges file", "", "holds no merges"),
