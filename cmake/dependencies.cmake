@@ -27,6 +27,24 @@ if(STQUANT_CUDA STREQUAL "ON" OR (STQUANT_CUDA STREQUAL "AUTO" AND stquant_cuda_
   endif()
 endif()
 
+# --- checkpoints: jansson (the headers are JSON) and xxHash (checksums; its header alone, compiled in) ---
+set(STQUANT_WITH_CHECKPOINT OFF)
+if(NOT STQUANT_CHECKPOINT STREQUAL "OFF")
+  find_package(PkgConfig)
+  find_path(XXHASH_INCLUDE_DIR xxhash.h)
+  if(PkgConfig_FOUND)
+    pkg_check_modules(JANSSON IMPORTED_TARGET jansson)
+  endif()
+  if(XXHASH_INCLUDE_DIR AND JANSSON_FOUND)
+    set(STQUANT_WITH_CHECKPOINT ON)
+  elseif(STQUANT_CHECKPOINT STREQUAL "ON" OR STQUANT_APPS)
+    message(FATAL_ERROR "Checkpoints need jansson, xxHash and pkg-config: run scripts/install-deps, or "
+                        "configure with -DSTQUANT_CHECKPOINT=OFF -DSTQUANT_APPS=OFF for a library without them.")
+  endif()
+elseif(STQUANT_APPS)
+  message(FATAL_ERROR "The command needs checkpoints: configure with -DSTQUANT_APPS=OFF, too.")
+endif()
+
 # --- the command: oneDNN (matrix products), jansson (JSON), zlib (compressed data files), PCRE2 (GPT-2's words) ---
 if(STQUANT_APPS)
   find_package(PkgConfig)
@@ -35,7 +53,6 @@ if(STQUANT_APPS)
   find_path(DNNL_INCLUDE_DIR dnnl.h)
   find_library(DNNL_LIBRARY dnnl)
   if(PkgConfig_FOUND)
-    pkg_check_modules(JANSSON IMPORTED_TARGET jansson)
     pkg_check_modules(PCRE2 IMPORTED_TARGET libpcre2-8)
   endif()
   if(NOT (ZLIB_FOUND AND DNNL_INCLUDE_DIR AND DNNL_LIBRARY AND JANSSON_FOUND AND PCRE2_FOUND))

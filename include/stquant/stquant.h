@@ -4,6 +4,7 @@
 
 #include <stquant/adamw.h>
 #include <stquant/base.h>
+#include <stquant/checkpoint.h>
 #include <stquant/comm.h>
 #include <stquant/policy.h>
 #include <stquant/qat.h>

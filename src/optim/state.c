@@ -131,8 +131,6 @@ static stq_status check_records(const stq_adamw *o, const stq_adamw_record *reco
 static bool width_is_held(const stq_adamw *o, size_t i, int state, uint32_t bits) {
     const stq_policy_config *policy = &o->policy.config;
     uint32_t given = o->decided[i].given[state];
-    if (bits == 0)
-        return true;
     if (o->exempt[i])
         return bits == STQ_BITS_FLOAT32;
     if (given != 0)
@@ -142,13 +140,18 @@ static bool width_is_held(const stq_adamw *o, size_t i, int state, uint32_t bits
     return bits >= policy->lowest_bits && bits <= policy->highest_bits;
 }
 
+/* A tensor without a gradient so far has no planes, but room is kept for them. */
+static uint32_t kept_width(const stq_tensor_record *tensor, int state) {
+    return tensor->bits[state] ? tensor->bits[state] : tensor->target[state];
+}
+
 static bool fits(const stq_adamw *o, const stq_tensor_record *tensors) {
     uint64_t bytes = o->policy.fixed_bytes;
     for (size_t i = 0; i < o->tensor_count; i++)
         for (int state = 0; state < 2; state++) {
-            if (!width_is_held(o, i, state, tensors[i].bits[state]))
+            uint32_t bits = kept_width(&tensors[i], state);
+            if (!width_is_held(o, i, state, bits))
                 return false;
-            uint32_t bits = tensors[i].bits[state] ? tensors[i].bits[state] : tensors[i].target[state];
             if (!o->exempt[i])
                 bytes += stq_policy_plane_bytes(o->decided[i].count, bits, o->policy.granularity);
         }
@@ -157,7 +160,8 @@ static bool fits(const stq_adamw *o, const stq_tensor_record *tensors) {
 
 static stq_policy restored_policy(const stq_adamw *o, const stq_adamw_record *record) {
     stq_policy policy = o->policy;
-    policy.decisions = record->decisions;
+    /* States that come from elsewhere have widths without a decision. */
+    policy.decisions = record->decisions == 0 && record->steps > 0 ? 1 : record->decisions;
     policy.forced = record->forced;
     policy.last_step = record->last_step;
     policy.last_bytes = record->last_bytes;
@@ -183,19 +187,22 @@ static stq_policy_tensor restored_tensor(const stq_adamw *o, size_t i, const stq
     return tensor;
 }
 
+static uint8_t clamp_width(const stq_policy_config *config, uint32_t bits) {
+    bits = bits < config->lowest_bits ? config->lowest_bits : bits;
+    return (uint8_t)(bits > config->highest_bits ? config->highest_bits : bits);
+}
+
 /* The policy's view for a decision outside a run: from the recorded widths where all of them are coded, else free. */
 static void view_tensors(const stq_adamw *o, const stq_tensor_record *tensors, stq_policy_tensor *views) {
-    const stq_policy_config *config = &o->policy.config;
     bool coded = true;
     for (size_t i = 0; i < o->tensor_count; i++)
-        coded = coded && (o->exempt[i] || is_coded(tensors[i].bits[0]));
+        coded =
+            coded && (o->exempt[i] || (is_coded(kept_width(&tensors[i], 0)) && is_coded(kept_width(&tensors[i], 1))));
     for (size_t i = 0; i < o->tensor_count; i++) {
         views[i] = restored_tensor(o, i, &tensors[i]);
         for (int state = 0; state < 2; state++) {
-            uint32_t bits = views[i].bits[state];
-            bits = bits < config->lowest_bits ? config->lowest_bits : bits;
-            bits = bits > config->highest_bits ? config->highest_bits : bits;
-            views[i].bits[state] = (uint8_t)(coded ? bits : 0);
+            uint8_t bits = coded ? clamp_width(&o->policy.config, kept_width(&tensors[i], state)) : 0;
+            views[i].bits[state] = views[i].target[state] = bits;
         }
         if (!(views[i].factors.n > 0))
             views[i].factors = (stq_factors){.n = 1, .r = 1};
@@ -238,12 +245,12 @@ stq_status stq_adamw_fit(const stq_adamw *o, const stq_adamw_record *record, stq
 
 /* ---- Restoring ---- */
 
-static stq_status check_held(const stq_adamw *o, const stq_tensor_record *tensors) {
+static stq_status check_held(const stq_adamw *o, const stq_adamw_record *record, const stq_tensor_record *tensors) {
     for (size_t i = 0; i < o->tensor_count; i++)
         for (int state = 0; state < 2; state++) {
             uint32_t bits = tensors[i].bits[state];
             uint32_t target = tensors[i].target[state];
-            bool possible = bits == 0 && target == 0;
+            bool possible = record->steps == 0 && bits == 0 && target == 0;
             if (!possible)
                 possible = o->exempt[i] ? target == 32 && (bits == 0 || bits == 32) : is_coded(target);
             if (!possible || (bits == STQ_BITS_FLOAT32 && !o->exempt[i]))
@@ -258,7 +265,7 @@ static stq_status check_held(const stq_adamw *o, const stq_tensor_record *tensor
 stq_status stq_adamw_restore(stq_adamw *o, const stq_adamw_record *record, const stq_tensor_record *tensors,
                              size_t tensor_count) {
     STQ_CHECK(check_records(o, record, tensors, tensor_count));
-    STQ_CHECK(check_held(o, tensors));
+    STQ_CHECK(check_held(o, record, tensors));
     uint8_t(*widths)[2] = calloc(tensor_count, sizeof *widths);
     if (widths == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the widths of %zu tensors.", tensor_count);

@@ -225,14 +225,13 @@ static uint64_t charged_planes(const stq_store *store, int64_t count, uint32_t b
 }
 
 static stq_status check_room(stq_store *store, const uint8_t (*widths)[2]) {
-    uint64_t bytes = store->pool.bytes;
+    uint64_t bytes = store->global_fixed;
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++)
-            bytes += charged_planes(store, store->items[i].count, widths[i][state]) -
-                     charged_planes(store, store->items[i].count, stq_store_planes(store, i, state)->bits);
-    if (store->pool.cap != 0 && bytes > store->pool.cap)
+            bytes += charged_planes(store, global_count(store, i), widths[i][state]);
+    if (store->global_cap != 0 && bytes > store->global_cap)
         return stq_error(STQ_CAP_TOO_SMALL, "The saved widths take %llu bytes, the cap is %llu.",
-                         (unsigned long long)bytes, (unsigned long long)store->pool.cap);
+                         (unsigned long long)bytes, (unsigned long long)store->global_cap);
     return STQ_OK;
 }
 

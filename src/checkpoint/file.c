@@ -1,0 +1,174 @@
+/* file.c - files and folders over POSIX calls. */
+#define _GNU_SOURCE
+#include "checkpoint/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/error.h"
+
+/* Written at once; the system is told to begin with the disk after each, so that the last sync has little left. */
+enum { WRITE_BYTES = 8 << 20, READ_BYTES = 8 << 20 };
+
+stq_status stq_file_error(const char *action, const char *path, int error) {
+    return stq_error(STQ_IO_ERROR, "Cannot %s %s: %s.", action, path, strerror(error));
+}
+
+char *stq_path_join(const char *folder, const char *name) {
+    size_t length = strlen(folder) + strlen(name) + 2;
+    char *path = malloc(length);
+    if (path)
+        snprintf(path, length, "%s/%s", folder, name);
+    return path;
+}
+
+stq_status stq_file_open(const char *path, int *descriptor, uint64_t *size) {
+    struct stat status;
+    *descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*descriptor < 0)
+        return stq_file_error("open", path, errno);
+    if (fstat(*descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
+        close(*descriptor);
+        *descriptor = -1;
+        return stq_error(STQ_IO_ERROR, "%s is not a file.", path);
+    }
+    *size = (uint64_t)status.st_size;
+    return STQ_OK;
+}
+
+stq_status stq_file_read(int descriptor, const char *path, void *data, uint64_t bytes, uint64_t offset) {
+    for (uint64_t done = 0; done < bytes;) {
+        uint64_t left = bytes - done;
+        ssize_t count =
+            pread(descriptor, (uint8_t *)data + done, left < READ_BYTES ? left : READ_BYTES, (off_t)(offset + done));
+        if (count < 0 && errno != EINTR)
+            return stq_file_error("read", path, errno);
+        if (count == 0)
+            return stq_error(STQ_CORRUPT, "%s ends at byte %llu, where more was announced; it is cut off.", path,
+                             (unsigned long long)(offset + done));
+        done += count > 0 ? (uint64_t)count : 0;
+    }
+    return STQ_OK;
+}
+
+stq_status stq_file_load(const char *path, uint64_t limit, char **text, uint64_t *bytes) {
+    int descriptor;
+    *text = NULL;
+    STQ_CHECK(stq_file_open(path, &descriptor, bytes));
+    stq_status status = STQ_OK;
+    if (*bytes > limit)
+        status = stq_error(STQ_CORRUPT, "%s has %llu bytes; more than %llu are not plausible.", path,
+                           (unsigned long long)*bytes, (unsigned long long)limit);
+    else if ((*text = malloc((size_t)*bytes + 1)) == NULL)
+        status = stq_error(STQ_OUT_OF_MEMORY, "No memory to read %s.", path);
+    if (status == STQ_OK)
+        status = stq_file_read(descriptor, path, *text, *bytes, 0);
+    close(descriptor);
+    if (status != STQ_OK) {
+        free(*text);
+        *text = NULL;
+        return status;
+    }
+    (*text)[*bytes] = 0;
+    return STQ_OK;
+}
+
+/* `offset` is where the piece begins in the file. */
+static stq_status write_piece(int descriptor, const char *path, const stq_piece *piece, uint64_t offset) {
+    for (uint64_t done = 0; done < piece->bytes;) {
+        uint64_t left = piece->bytes - done;
+        ssize_t count = write(descriptor, (const uint8_t *)piece->data + done, left < WRITE_BYTES ? left : WRITE_BYTES);
+        if (count < 0 && errno != EINTR)
+            return stq_file_error("write", path, errno);
+        if (count <= 0)
+            continue;
+        sync_file_range(descriptor, (off_t)(offset + done), (off_t)count, SYNC_FILE_RANGE_WRITE);
+        done += (uint64_t)count;
+    }
+    return STQ_OK;
+}
+
+static stq_status write_pieces(int descriptor, const char *path, const stq_piece *pieces, size_t count) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < count; i++)
+        bytes += pieces[i].bytes;
+    /* A disk that is too full says so before anything is written; file systems that cannot tell are tried. */
+    if (bytes > 0 && fallocate(descriptor, 0, 0, (off_t)bytes) != 0 && (errno == ENOSPC || errno == EFBIG))
+        return stq_file_error("write", path, errno);
+    uint64_t offset = 0;
+    for (size_t i = 0; i < count; i++) {
+        STQ_CHECK(write_piece(descriptor, path, &pieces[i], offset));
+        offset += pieces[i].bytes;
+    }
+    if (fsync(descriptor) != 0)
+        return stq_file_error("sync", path, errno);
+    return STQ_OK;
+}
+
+stq_status stq_file_make(int folder, const char *path, const char *temporary, const char *name, const stq_piece *pieces,
+                         size_t count) {
+    char *whole = stq_path_join(path, name);
+    if (whole == NULL)
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory for a path in %s.", path);
+    int descriptor = openat(folder, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    stq_status status = descriptor < 0 ? stq_file_error("create", whole, errno) : STQ_OK;
+    if (status == STQ_OK) {
+        status = write_pieces(descriptor, whole, pieces, count);
+        if (close(descriptor) != 0 && status == STQ_OK)
+            status = stq_file_error("close", whole, errno);
+    }
+    if (status == STQ_OK && renameat(folder, temporary, folder, name) != 0)
+        status = stq_file_error("rename", whole, errno);
+    if (status != STQ_OK && descriptor >= 0)
+        unlinkat(folder, temporary, 0);
+    free(whole);
+    return status == STQ_OK ? stq_folder_sync(folder, path) : status;
+}
+
+stq_status stq_folder_open(const char *path, int *descriptor) {
+    *descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return *descriptor < 0 ? stq_file_error("open the folder", path, errno) : STQ_OK;
+}
+
+stq_status stq_folder_make(const char *path) {
+    char *part = strdup(path);
+    if (part == NULL)
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory for the path %s.", path);
+    int error = 0;
+    for (char *end = part; error == 0 && *end != 0;) {
+        end += strspn(end, "/");
+        end += strcspn(end, "/");
+        char kept = *end;
+        *end = 0;
+        if (mkdir(part, 0777) != 0 && errno != EEXIST)
+            error = errno;
+        *end = kept;
+    }
+    free(part);
+    return error ? stq_file_error("make the folder", path, error) : STQ_OK;
+}
+
+stq_status stq_folder_sync(int descriptor, const char *path) {
+    return fsync(descriptor) == 0 ? STQ_OK : stq_file_error("sync the folder", path, errno);
+}
+
+void stq_folder_remove(int parent, const char *name) {
+    int descriptor = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *folder = descriptor < 0 ? NULL : fdopendir(descriptor);
+    if (folder == NULL) {
+        if (descriptor >= 0)
+            close(descriptor);
+        return;
+    }
+    for (const struct dirent *entry = readdir(folder); entry; entry = readdir(folder))
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            unlinkat(descriptor, entry->d_name, 0);
+    closedir(folder);
+    unlinkat(parent, name, AT_REMOVEDIR);
+}

@@ -1,0 +1,47 @@
+/* file.h - reading and writing files whole, with failures that name the path. */
+#ifndef STQ_FILE_H
+#define STQ_FILE_H
+
+#include <stquant/base.h>
+
+/* STQ_IO_ERROR: "Cannot <action> <path>: <reason>." */
+stq_status stq_file_error(const char *action, const char *path, int error);
+
+/* folder/name in fresh memory, or NULL without memory. */
+char *stq_path_join(const char *folder, const char *name);
+
+/* Opens for reading; *size receives the file's size. Folders and devices are refused. */
+stq_status stq_file_open(const char *path, int *descriptor, uint64_t *size);
+
+/* Reads `bytes` bytes from `offset` on. A file that ends before is STQ_CORRUPT. */
+stq_status stq_file_read(int descriptor, const char *path, void *data, uint64_t bytes, uint64_t offset);
+
+/* A whole file of at most `limit` bytes in fresh memory, with a zero byte behind it. */
+stq_status stq_file_load(const char *path, uint64_t limit, char **text, uint64_t *bytes);
+
+/* One piece of a file to be written. */
+typedef struct stq_piece {
+    const void *data;
+    uint64_t bytes;
+} stq_piece;
+
+/*
+ * Makes `name` in the folder open as `folder` (whose path is for messages) from the pieces: written as `temporary`,
+ * synced, renamed, and the folder synced. On failure nothing is left behind and an earlier file of that name stays.
+ */
+stq_status stq_file_make(int folder, const char *path, const char *temporary, const char *name, const stq_piece *pieces,
+                         size_t count);
+
+/* Opens a folder (O_DIRECTORY). */
+stq_status stq_folder_open(const char *path, int *descriptor);
+
+/* Makes a folder and those above it. */
+stq_status stq_folder_make(const char *path);
+
+/* Makes what happened to the folder's entries durable. */
+stq_status stq_folder_sync(int descriptor, const char *path);
+
+/* Removes a folder that holds files only; what cannot be removed stays. */
+void stq_folder_remove(int parent, const char *name);
+
+#endif
