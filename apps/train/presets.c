@@ -8,7 +8,7 @@ static const struct preset presets[] = {
      .purpose = "for demonstrations: learns to write in a minute and a half on two cores",
      .gpt2 = {.layers = 4, .width = 128, .heads = 4, .context = 128, .vocabulary = 256},
      .sequence_length = 128,
-     .train = {.steps = 1000, .batch = 16, .warmup = 50, .learning_rate = 2e-3, .weight_decay = 0.1, .beta2 = 0.99}},
+     .train = {.steps = 1500, .batch = 16, .warmup = 50, .learning_rate = 5.6e-3, .weight_decay = 0.1, .beta2 = 0.99}},
     {.name = "small",
      .purpose = "for experiments: a quarter of an hour on two cores",
      .gpt2 = {.layers = 6, .width = 256, .heads = 4, .context = 256, .vocabulary = 256},
