@@ -12,7 +12,7 @@ build:
 	@mkdir -p $(BUILD)
 	@$(CMAKE) -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release $(CMAKE_FLAGS) >$(BUILD)/configure.log 2>&1 || \
 	    { cat $(BUILD)/configure.log >&2; exit 1; }
-	@MAKEFLAGS= $(CMAKE) --build $(BUILD) --parallel $(JOBS)
+	@env -u MAKEFLAGS -u MAKELEVEL $(CMAKE) --build $(BUILD) --parallel $(JOBS)
 
 dependencies:
 	@scripts/install-deps
