@@ -19,15 +19,17 @@ extern "C" {
 /** Values that share one scale word. */
 #define STQ_BLOCK 128
 
-/** Widths of a second moment that is shared: one float32 mean a row, or one a column, instead of codes. */
+/** Width of a second moment that is shared: one float32 mean a row instead of codes. */
 #define STQ_BITS_SHARED_ROW 64u
+/** The same with one mean a column. */
 #define STQ_BITS_SHARED_COL 65u
 
 /** The planes of one tensor state. All pointers are owned by whoever allocated them, aligned to 16 bytes or more. */
 typedef struct stq_planes {
-    uint8_t *base; /**< 64 bytes a block (nibbles) or 32 (pairs); 4-byte floats where bits = 32 */
-    uint8_t
-        *bit[4]; /**< 16 bytes a block each; the first bits - 4 (bits >= 4) or bits - 2 are in use, the rest is NULL */
+    /** 64 bytes a block (nibbles) or 32 (pairs); 4-byte floats where bits = 32 */
+    uint8_t *base;
+    /** 16 bytes a block each; the first bits - 4 (bits >= 4) or bits - 2 are in use, the rest is NULL */
+    uint8_t *bit[4];
     uint16_t *scales; /**< one word a block; NULL where bits = 32 */
     uint32_t bits;    /**< 2 to 8; 32 = float32 values in `base`; 0 = no planes, every value is 0; the optimizer alone
                            knows the shared widths */

@@ -66,7 +66,7 @@ static inline float soft_factor(float d, const stq_qat_rule *rule) {
 /* One loop for every estimator: `FACTOR` is inlined, so that each gets a vectorised body of its own. */
 #define GRADIENT_LOOP(FACTOR)                                                         \
     do {                                                                              \
-        for (int64_t i = 0; i < count; i++) {  \
+        for (int64_t i = 0; i < count; i++) {                                         \
             float v = weights[i] / step;                                              \
             float g = gradient[i];                                                    \
             float rounded = rintf(v);                                                 \

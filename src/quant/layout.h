@@ -30,8 +30,8 @@ typedef struct stq_item {
     int64_t first_block; /* global index of the first block: random numbers do not depend on slicing */
     int64_t rows;        /* shape of the global tensor: which mean is whose where v is shared */
     int64_t cols;
-    uint32_t tensor;     /* the tensor's index in its optimizer */
-    uint32_t group;      /* index of its coefficients in this step */
+    uint32_t tensor; /* the tensor's index in its optimizer */
+    uint32_t group;  /* index of its coefficients in this step */
     uint32_t parameter_type;
     uint32_t gradient_type;
 } stq_item;
