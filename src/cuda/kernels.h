@@ -9,6 +9,7 @@
 #include <stquant/adamw.h>
 
 #include "cuda/lists.h"
+#include "score/sums.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -22,6 +23,26 @@ extern "C" {
 cudaError_t stq_cuda_sum_squares(const stq_device_item *items, int64_t item_count, const stq_tile *segments,
                                  int64_t segment_count, const int64_t *first_segment, double *sums, double *total,
                                  cudaStream_t stream);
+
+/* All sums of every segment. */
+cudaError_t stq_cuda_moments(const stq_device_item *items, const stq_tile *segments, int64_t segment_count,
+                             stq_moment_sums *sums, cudaStream_t stream);
+
+/* What the factors of all tensors are computed from and with. */
+typedef struct stq_score_lists {
+    const stq_device_item *items;
+    int64_t item_count;
+    const stq_tile *segments; /* as for stq_cuda_sum_squares() */
+    const int64_t *first_segment;
+    int64_t segment_count;
+    const stq_tile *chunks; /* STQ_SCORE_ROWS rows each, of the tensors that take part */
+    int64_t chunk_count;
+    stq_moment_sums *moments; /* scratch, one a segment */
+    int32_t *vectors;         /* scratch, rows + cols of every ranked tensor */
+} stq_score_lists;
+
+/* Fills in `scores`, one an item. */
+cudaError_t stq_cuda_scores(const stq_score_lists *lists, stq_score *scores, cudaStream_t stream);
 
 /*
  * Norm, finite check and coefficients (one an item) of the next step; counts it in `control`. `missed` has an entry an

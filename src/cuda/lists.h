@@ -13,7 +13,9 @@
 #define STQ_WARP_ROWS 8
 #define STQ_TILE_WARPS 8
 /* Such groups of rows that a warp works on, one after the other. */
+#ifndef STQ_WARP_GROUPS
 #define STQ_WARP_GROUPS 2
+#endif
 /* Elements that one thread block works on: half a segment. */
 #define STQ_TILE (STQ_ROW * STQ_WARP_ROWS * STQ_WARP_GROUPS * STQ_TILE_WARPS)
 
@@ -62,6 +64,24 @@ typedef struct stq_prepare {
     uint32_t norm_supplied;
     uint32_t reserved;
 } stq_prepare;
+
+/* Rows that one thread block takes in the products behind the stable rank. */
+#define STQ_SCORE_ROWS 64
+
+/* One tensor's factors in the making. The host fills the second part and zeroes the sums. */
+typedef struct stq_score {
+    double squares, fourths;                          /* as in stq_moment_sums */
+    double frobenius;                                 /* of the prescaled gradient */
+    double y_norm, z_norm;                            /* of the last products, 0 if a product vanished */
+    unsigned long long near_zero, row_squares, roots; /* as in stq_row_statistics */
+    uint32_t largest_bits;
+    float prescale, threshold, fixed_point;
+
+    uint32_t ranked; /* 0: no power iteration, the tensor has one row or one column, or takes no part */
+    uint32_t reserved;
+    int64_t rows, cols;          /* rows 0: takes no part */
+    int64_t rows_at, columns_at; /* places of its two vectors */
+} stq_score;
 
 #ifdef __cplusplus
 static_assert(sizeof(stq_device_item) == 304, "stq_device_item is shared with device code");

@@ -4,9 +4,9 @@
  * range, wide lattices); a warp takes the general one as soon as one of its lanes needs it. Both give the reference's
  * bytes: docs/cuda.md says why.
  *
- * A warp works on up to STQ_WARP_ROWS rows of 256 values. Keys and scale words of their blocks are made or loaded once,
- * one a lane: lane 16 h + j holds those of block 2 (j mod 8) + h: for j < 8 the key of the second moment's stream and
- * the scale of m, for j >= 8 the key of the parameter's stream and the scale of v.
+ * A warp works on groups of STQ_WARP_ROWS rows of 256 values. Keys and scale words of a group's blocks are made or
+ * loaded once, one a lane: lane 16 h + j holds those of block 2 (j mod 8) + h: for j < 8 the key of the second moment's
+ * stream and the scale of m, for j >= 8 the key of the parameter's stream and the scale of v.
  */
 #ifndef STQ_PLAIN_CUH
 #define STQ_PLAIN_CUH
@@ -46,9 +46,18 @@ template <plain_range RANGE> static __device__ __forceinline__ uint32_t plain_ex
 #define PLAIN_PLANE_BYTES (2 * PLAIN_BASE_BYTES + 8 * PLAIN_BIT_BYTES)
 #define PLAIN_STAGE_BYTES (2 * 4 * STQ_ROW + PLAIN_PLANE_BYTES)
 #define PLAIN_STAGES 2
+
+/* How much of the second-level cache's line a read of a plane brings along: the block's other warps want it too. */
+#ifndef PLAIN_PREFETCH
+#define PLAIN_PREFETCH ".L2::128B"
+#endif
 #define PLAIN_SHARED_BYTES (PLAIN_STAGES * PLAIN_STAGE_BYTES * STQ_TILE_WARPS)
 
 static_assert(PLAIN_PLANE_BYTES == 32 * 16, "one chunk a lane");
+
+#ifndef PLAIN_STORE
+#define PLAIN_STORE __stcs
+#endif
 
 #ifdef STQ_EMULATED
 static char *plain_shared(void) {
@@ -69,7 +78,8 @@ static __device__ __forceinline__ char *plain_shared(void) {
 
 /* Copies 16 bytes, or writes zeros where there is nothing to copy. */
 static __device__ __forceinline__ void plain_copy(char *to, const char *from, bool exists = true) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+    asm volatile("cp.async.cg.shared.global" PLAIN_PREFETCH
+                 " [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
                  "l"(from), "r"(exists ? 16 : 0)
                  : "memory");
 }
@@ -116,23 +126,23 @@ struct plain_source {
     char *parameter;
     const char *gradient;
     char *plane;
-    uint32_t plane_stride; /* bytes a row; 0: the lane has no plane to copy */
+    uint32_t plane_stride; /* bytes to the warp's next row; 0: the lane has no plane to copy */
 };
 
 /* The plane of which a lane copies a chunk, and how far into it; NULL if there is none. */
 static __device__ __forceinline__ void plain_find_plane(plain_source *source, const stq_item *item, int64_t row,
                                                         uint32_t lane) {
     const stq_planes *planes = (lane < 16 ? lane < 8 : lane < 24) ? &item->m_in : &item->v_in;
-    uint32_t base_bits = stq_base_bits(planes->bits);
-    source->plane_stride = 0;
+    uint32_t base_bits = stq_base_bits(planes->bits), bytes = 0;
     source->plane = (char *)planes->base;
     if (lane < 16 && lane % 8 < base_bits * 2) {
-        source->plane_stride = base_bits * (STQ_ROW / 8);
-        source->plane = (char *)planes->base + row * source->plane_stride + lane % 8 * 16;
+        bytes = base_bits * (STQ_ROW / 8);
+        source->plane += row * bytes + lane % 8 * 16;
     } else if (lane >= 16 && lane % 8 / 2 < planes->bits - base_bits) {
-        source->plane_stride = PLAIN_BIT_BYTES;
-        source->plane = (char *)planes->bit[lane % 8 / 2] + row * PLAIN_BIT_BYTES + lane % 2 * 16;
+        bytes = PLAIN_BIT_BYTES;
+        source->plane = (char *)planes->bit[lane % 8 / 2] + row * bytes + lane % 2 * 16;
     }
+    source->plane_stride = bytes * STQ_TILE_WARPS;
 }
 
 /* Begins to copy a row. */
@@ -297,8 +307,8 @@ static __device__ __forceinline__ void plain_update(float *p, const plain_raw<HA
 }
 
 static __device__ __forceinline__ void plain_store_floats(void *to, const float *p) {
-    __stcs((float4 *)to, make_float4(p[0], p[1], p[2], p[3]));
-    __stcs((float4 *)to + 1, make_float4(p[4], p[5], p[6], p[7]));
+    PLAIN_STORE((float4 *)to, make_float4(p[0], p[1], p[2], p[3]));
+    PLAIN_STORE((float4 *)to + 1, make_float4(p[4], p[5], p[6], p[7]));
 }
 
 /* Rounds stochastically. No float below 2^120 can round past the largest; the sum finds larger ones, infinities and
@@ -324,7 +334,7 @@ static __device__ __forceinline__ void plain_store_halves(void *to, const float 
                                                                      << 16;
         }
     }
-    __stcs((uint4 *)to, make_uint4(out[0], out[1], out[2], out[3]));
+    PLAIN_STORE((uint4 *)to, make_uint4(out[0], out[1], out[2], out[3]));
 }
 
 /* Byte `byte` of four floats. */
@@ -412,8 +422,9 @@ struct plain_warp {
     uint32_t keys;
     uint32_t scales; /* bits of m's scale, or v's lattice */
     uint32_t new_words;
-    uint32_t v_grain; /* the lane's candidate for v's new lattice: mask of low, */
-    uint32_t v_span;  /* and distance of its last node from low */
+    uint32_t next_word; /* the scale word of the group after this one */
+    uint32_t v_grain;   /* the lane's candidate for v's new lattice: mask of low, */
+    uint32_t v_span;    /* and distance of its last node from low */
 };
 
 /* The place of a lane's first value in its block. */
@@ -537,7 +548,7 @@ static __device__ __forceinline__ void plain_row(plain_warp &warp, const stq_coe
     warp.new_words = place == row ? new_m : place == row + STQ_WARP_ROWS ? result.word : warp.new_words;
     __syncwarp();
     if (source.plane_stride != 0)
-        __stcs((uint4 *)source.plane, *(const uint4 *)(planes + warp.lane * 16));
+        PLAIN_STORE((uint4 *)source.plane, *(const uint4 *)(planes + warp.lane * 16));
 }
 
 static __device__ __forceinline__ plain_warp plain_begin(const stq_item *item, const stq_coefficients &c) {
@@ -553,7 +564,7 @@ static __device__ __forceinline__ plain_warp plain_begin(const stq_item *item, c
     uint32_t shift = stq_v_coarsest(warp.v_bits) - 7 + warp.lane % 8;
     warp.v_grain = ~0u << (shift > 19 ? shift : 19);
     warp.v_span = ((1u << warp.v_bits) - 1) << shift;
-    warp.keys = warp.scales = warp.new_words = 0;
+    warp.keys = warp.scales = warp.new_words = warp.next_word = 0;
     plain_keep(warp.offset);
     plain_keep(warp.v_grain);
     plain_keep(warp.v_span);
@@ -562,20 +573,25 @@ static __device__ __forceinline__ plain_warp plain_begin(const stq_item *item, c
 
 /* The block whose key and scale word a lane holds while the group of rows from `row` on is worked on. */
 static __device__ __forceinline__ int64_t plain_own_block(int64_t row, uint32_t lane) {
-    return row * 2 + 2 * (lane % STQ_WARP_ROWS) + lane / STQ_BLOCK_LANES;
+    return row * 2 + lane % STQ_WARP_ROWS * (2 * STQ_TILE_WARPS) + lane / STQ_BLOCK_LANES;
 }
 
-/* Keys and scale words of the group of rows from `row` on; blocks that the item does not have get none. */
+/* The lane's scale word of the group of rows from `row` on; 0 for a block that the item does not have. */
+static __device__ __forceinline__ uint32_t plain_load_word(const stq_item *item, int64_t row, uint32_t lane) {
+    const stq_planes *planes = lane & STQ_WARP_ROWS ? &item->v_in : &item->m_in;
+    int64_t own = plain_own_block(row, lane);
+    return own * STQ_BLOCK < item->count ? planes->scales[own] : 0;
+}
+
+/* Keys and scale words of the group of rows from `row` on. */
 static __device__ __forceinline__ void plain_begin_group(plain_warp &warp, const stq_item *item, uint32_t step_key,
                                                          int64_t row) {
     bool second = (warp.lane & STQ_WARP_ROWS) != 0;
-    int64_t own = plain_own_block(row, warp.lane);
-    uint32_t word = 0;
-    if (own * STQ_BLOCK < item->count)
-        word = __ldcs((second ? item->v_in.scales : item->m_in.scales) + own);
+    uint32_t word = warp.next_word;
     warp.scales = second ? plain_lattice(word, warp.v_bits) : word << 16;
     warp.new_words = word;
-    warp.keys = stq_block_key(step_key, item->tensor, (uint32_t)(item->first_block + own),
+    warp.next_word = plain_load_word(item, row + STQ_WARP_ROWS * STQ_TILE_WARPS, warp.lane);
+    warp.keys = stq_block_key(step_key, item->tensor, (uint32_t)(item->first_block + plain_own_block(row, warp.lane)),
                               second ? STQ_STREAM_PARAMETER : STQ_STREAM_SECOND_MOMENT);
 }
 
@@ -584,10 +600,11 @@ static __device__ __forceinline__ void plain_end_group(const plain_warp &warp, c
                                                        uint32_t rows) {
     const stq_planes *planes = warp.lane & STQ_WARP_ROWS ? &item->v_out : &item->m_out;
     if (warp.lane % STQ_WARP_ROWS < rows)
-        __stcs(planes->scales + plain_own_block(row, warp.lane), (uint16_t)warp.new_words);
+        planes->scales[plain_own_block(row, warp.lane)] = (uint16_t)warp.new_words;
 }
 
-/* `rows` rows of an item from row `first` on, all whole; `warp_index` is the warp's in its thread block. */
+/* `rows` rows of an item, all whole: row `first` and each STQ_TILE_WARPS-th after it, so that the warps of a block read
+ * what lies together at about the same time. `warp_index` is the warp's in its block. */
 template <bool HALF_P, bool HALF_G, plain_range RANGE>
 static __device__ __forceinline__ void plain_rows(const stq_item *item, const stq_coefficients c, int64_t first,
                                                   uint32_t rows, uint32_t warp_index) {
@@ -600,13 +617,14 @@ static __device__ __forceinline__ void plain_rows(const stq_item *item, const st
     plain_find_plane(&source, item, first, warp.lane);
     plain_fetch<HALF_P, HALF_G>(stages, source, warp.lane);
     plain_commit();
+    warp.next_word = plain_load_word(item, first, warp.lane);
 #pragma unroll 1
     for (uint32_t row = 0; row < rows; row++) {
         if (row % STQ_WARP_ROWS == 0)
-            plain_begin_group(warp, item, c.step_key, first + row);
+            plain_begin_group(warp, item, c.step_key, first + row * STQ_TILE_WARPS);
         plain_source next = source;
-        next.parameter += bytes_p;
-        next.gradient += bytes_g;
+        next.parameter += bytes_p * STQ_TILE_WARPS;
+        next.gradient += bytes_g * STQ_TILE_WARPS;
         next.plane += source.plane_stride;
         plain_wait();
         __syncwarp();
@@ -617,7 +635,8 @@ static __device__ __forceinline__ void plain_rows(const stq_item *item, const st
                                          source);
         source = next;
         if (row % STQ_WARP_ROWS == STQ_WARP_ROWS - 1 || row + 1 == rows)
-            plain_end_group(warp, item, first + row / STQ_WARP_ROWS * STQ_WARP_ROWS, row % STQ_WARP_ROWS + 1);
+            plain_end_group(warp, item, first + row / STQ_WARP_ROWS * (STQ_WARP_ROWS * STQ_TILE_WARPS),
+                            row % STQ_WARP_ROWS + 1);
     }
 }
 

@@ -10,22 +10,26 @@
 #define STQ_STEP_BLOCKS 3
 #endif
 
-/* The whole rows among first .. end - 1; returns the first row that is left. */
+/* Number of rows first, first + STQ_TILE_WARPS, ... below `end`. */
+static __device__ __forceinline__ uint32_t rows_below(int64_t first, int64_t end) {
+    return first < end ? (uint32_t)(end - first + STQ_TILE_WARPS - 1) / STQ_TILE_WARPS : 0;
+}
+
+/* A warp's whole rows below `end`; returns the first row that is left to it. */
 template <bool HALF_P, bool HALF_G>
 static __device__ __forceinline__ int64_t work_plain(const stq_item *item, const stq_coefficients *c, uint32_t range,
                                                      int64_t first, int64_t end, uint32_t warp) {
     int64_t whole = item->count / STQ_ROW;
-    int64_t last = end < whole ? end : whole;
-    if (first >= last)
+    uint32_t rows = rows_below(first, end < whole ? end : whole);
+    if (rows == 0)
         return first;
-    uint32_t rows = (uint32_t)(last - first);
     if (range == PLAIN_NIBBLES)
         plain_rows<HALF_P, HALF_G, PLAIN_NIBBLES>(item, *c, first, rows, warp);
     else if (range == PLAIN_PAIRS)
         plain_rows<HALF_P, HALF_G, PLAIN_PAIRS>(item, *c, first, rows, warp);
     else
         plain_rows<HALF_P, HALF_G, PLAIN_ANY>(item, *c, first, rows, warp);
-    return last;
+    return first + rows * STQ_TILE_WARPS;
 }
 
 static __device__ __forceinline__ uint32_t range_of(uint32_t m_bits, uint32_t v_bits) {
@@ -47,8 +51,8 @@ static __global__ void __launch_bounds__(32 * STQ_TILE_WARPS, STQ_STEP_BLOCKS)
     int64_t rows = (item->count + STQ_ROW - 1) / STQ_ROW;
     /* Taken from lane 0, so that the compiler knows that all lanes of a warp go the same way. */
     uint32_t warp = __shfl_sync(STQ_ALL_LANES, threadIdx.x / 32, 0);
-    int64_t row = ((int64_t)tile.tile * STQ_TILE_WARPS + warp) * (STQ_WARP_ROWS * STQ_WARP_GROUPS);
-    int64_t end = row + STQ_WARP_ROWS * STQ_WARP_GROUPS;
+    int64_t end = ((int64_t)tile.tile + 1) * (STQ_TILE / STQ_ROW);
+    int64_t row = end - STQ_TILE / STQ_ROW + warp;
     end = end < rows ? end : rows;
     uint32_t range = range_of(item->m_in.bits, item->v_in.bits);
     switch (items[tile.item].kind) {
@@ -62,7 +66,7 @@ static __global__ void __launch_bounds__(32 * STQ_TILE_WARPS, STQ_STEP_BLOCKS)
         row = work_plain<false, true>(item, c, range, row, end, warp);
         break;
     }
-    for (; row < end; row++)
+    for (; row < end; row += STQ_TILE_WARPS)
         general_row(item, c, row);
 }
 

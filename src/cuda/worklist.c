@@ -8,10 +8,13 @@
 
 static int64_t parts(int64_t count, int64_t part) { return (count + part - 1) / part; }
 
-static void fill(stq_tile *list, const stq_item *items, size_t count, int64_t part) {
+/* The parts of all items with at most `most` and more than `least` elements; returns the end of the list. */
+static stq_tile *fill(stq_tile *list, const stq_item *items, size_t count, int64_t part, int64_t least, int64_t most) {
     for (size_t i = 0; i < count; i++)
         for (int64_t tile = 0; tile < parts(items[i].count, part); tile++)
-            *list++ = (stq_tile){.item = (uint32_t)i, .tile = (uint32_t)tile};
+            if (items[i].count > least && items[i].count <= most)
+                *list++ = (stq_tile){.item = (uint32_t)i, .tile = (uint32_t)tile};
+    return list;
 }
 
 stq_status stq_worklist_make(stq_worklist *list, const stq_item *items, size_t count) {
@@ -31,8 +34,9 @@ stq_status stq_worklist_make(stq_worklist *list, const stq_item *items, size_t c
         stq_worklist_free(list);
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the work list of %zu tensors.", count);
     }
-    fill(list->tiles, items, count, STQ_TILE);
-    fill(list->segments, items, count, STQ_SEGMENT);
+    stq_tile *large = fill(list->tiles, items, count, STQ_TILE, 0, STQ_TILE);
+    fill(large, items, count, STQ_TILE, STQ_TILE, INT64_MAX);
+    fill(list->segments, items, count, STQ_SEGMENT, 0, INT64_MAX);
     list->first_segment[0] = 0;
     for (size_t i = 0; i < count; i++)
         list->first_segment[i + 1] = list->first_segment[i] + parts(items[i].count, STQ_SEGMENT);

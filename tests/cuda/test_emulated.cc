@@ -264,7 +264,22 @@ int main(int argc, char **argv) {
             printf("%s %d - m of %u and v of %u bits as the reference\n", same ? "ok" : "not ok", ++number, m, v);
             failed += !same;
         }
-    bool same = run_case(32, 32, STQ_BFLOAT16, STQ_FLOAT32, 0, 300, steps, 0.0);
-    printf("%s %d - float32 states as the reference\n1..%d\n", same ? "ok" : "not ok", number + 1, number + 1);
-    return failed || !same;
+    static const struct {
+        const char *name;
+        uint32_t m, v;
+        stq_dtype p, g;
+        int64_t count;
+    } more[] = {{"float32 states", 32, 32, STQ_BFLOAT16, STQ_FLOAT32, 300},
+                {"several groups of rows a warp, 5 and 5 bits", 5, 5, STQ_BFLOAT16, STQ_BFLOAT16, 20780},
+                {"several groups of rows a warp, 3 and 6 bits", 3, 6, STQ_FLOAT32, STQ_FLOAT32, 20480 + 256},
+                {"two thread blocks, 2 and 3 bits", 2, 3, STQ_FLOAT32, STQ_BFLOAT16, STQ_TILE + 3000}};
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        random_state = 7 + i;
+        emulated_error = 0;
+        bool same = run_case(more[i].m, more[i].v, more[i].p, more[i].g, 0, more[i].count, 4, 0.0);
+        printf("%s %d - %s\n", same ? "ok" : "not ok", ++number, more[i].name);
+        failed += !same;
+    }
+    printf("1..%d\n", number);
+    return failed != 0;
 }
