@@ -26,6 +26,14 @@ typedef enum stq_cap_mode {
     STQ_CAP_MEAN = 1  /**< the mean over the planned steps: high early, low late (the paper's schedule) */
 } stq_cap_mode;
 
+/** Whether second moments may be shared along a dimension: one mean a row or a column instead of a value per element.
+ */
+typedef enum stq_shared_mode {
+    STQ_SHARED_OFF = 0, /**< only where a tensor's v_bits says so */
+    STQ_SHARED_AUTO = 1 /**< where v varies little along a dimension and its bits are worth more elsewhere; taken back
+                           when that ends */
+} stq_shared_mode;
+
 /** Zone of a tensor in the n-r plane. */
 typedef enum stq_zone {
     STQ_ZONE_EXEMPT = 0,     /**< float32 states, takes no part */
@@ -40,18 +48,19 @@ STQ_API const char *stq_zone_name(stq_zone zone);
 
 /** Configuration of a policy. Fill it with stq_policy_defaults() and change what differs. */
 typedef struct stq_policy_config {
-    size_t size;           /**< sizeof(stq_policy_config), for compatibility of later versions */
-    stq_policy_kind kind;  /**< default STQ_POLICY_ZONES until measurements say otherwise */
-    double state_bits;     /**< the cap: all-in bits per state value (8 * bytes / (2 * parameters)); default 5.0 */
-    uint64_t cap_bytes;    /**< the cap in bytes; 0 = from state_bits; the global model's, whatever the rank count */
-    stq_cap_mode cap_mode; /**< default STQ_CAP_PEAK */
-    uint32_t fixed_m_bits; /**< STQ_POLICY_FIXED: width of m, 2 to 8; default 4. The cap is not applied */
-    uint32_t fixed_v_bits; /**< STQ_POLICY_FIXED: width of v, 2 to 8; default 4 */
-    uint32_t lowest_bits;  /**< narrowest width the policy may choose, 2 to 8; default 2 */
-    uint32_t highest_bits; /**< widest width the policy may choose, lowest_bits to 8; default 8 */
-    int64_t decide_every;  /**< steps K between decisions (also at steps 1, 10 and 30); default 100 */
-    int64_t planned_steps; /**< length of the run, 0 = unknown */
-    double annealing;      /**< 1 = the offsets shrink over the first half of the run, 0 = they stay; default 1 */
+    size_t size;              /**< sizeof(stq_policy_config), for compatibility of later versions */
+    stq_policy_kind kind;     /**< default STQ_POLICY_ZONES until measurements say otherwise */
+    double state_bits;        /**< the cap: all-in bits per state value (8 * bytes / (2 * parameters)); default 5.0 */
+    uint64_t cap_bytes;       /**< the cap in bytes; 0 = from state_bits; the global model's, whatever the rank count */
+    stq_cap_mode cap_mode;    /**< default STQ_CAP_PEAK */
+    uint32_t fixed_m_bits;    /**< STQ_POLICY_FIXED: width of m, 2 to 8; default 4. The cap is not applied */
+    uint32_t fixed_v_bits;    /**< STQ_POLICY_FIXED: width of v, 2 to 8; default 4 */
+    uint32_t lowest_bits;     /**< narrowest width the policy may choose, 2 to 8; default 2 */
+    uint32_t highest_bits;    /**< widest width the policy may choose, lowest_bits to 8; default 8 */
+    int64_t decide_every;     /**< steps K between decisions (also at steps 1, 10 and 30); default 100 */
+    int64_t planned_steps;    /**< length of the run, 0 = unknown */
+    stq_shared_mode shared_v; /**< default STQ_SHARED_OFF */
+    double annealing;         /**< 1 = the offsets shrink over the first half of the run, 0 = they stay; default 1 */
 } stq_policy_config;
 
 /** The defaults named above. */

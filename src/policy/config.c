@@ -3,6 +3,7 @@
 
 #include "common/error.h"
 #include "policy/project.h"
+#include "quant/shared.h"
 
 stq_policy_config stq_policy_defaults(void) {
     stq_policy_config config = {.size = sizeof config,
@@ -41,6 +42,15 @@ uint64_t stq_policy_plane_bytes(int64_t count, uint32_t bits, size_t granularity
     return bytes;
 }
 
+uint64_t stq_policy_state_bytes(const stq_policy_tensor *tensor, uint32_t bits, size_t granularity) {
+    if (bits == 32)
+        return 0;
+    if (!stq_is_shared(bits))
+        return stq_policy_plane_bytes(tensor->count, bits, granularity);
+    uint64_t bytes = (uint64_t)stq_shared_bytes(bits, tensor->rows, tensor->cols);
+    return (bytes + granularity - 1) / granularity * granularity;
+}
+
 static stq_status check_widths(const char *low_name, uint32_t low, const char *high_name, uint32_t high) {
     const char *name = low < STQ_LOWEST_BITS || low > STQ_HIGHEST_BITS ? low_name : high_name;
     uint32_t bits = name == low_name ? low : high;
@@ -62,6 +72,8 @@ static stq_status check_config(const stq_policy_config *config) {
     if (config->lowest_bits > config->highest_bits)
         return stq_error(STQ_INVALID_ARGUMENT, "lowest_bits is %u and highest_bits %u; the lowest cannot be above.",
                          config->lowest_bits, config->highest_bits);
+    if (config->shared_v != STQ_SHARED_OFF && config->shared_v != STQ_SHARED_AUTO)
+        return stq_error(STQ_INVALID_ARGUMENT, "There is no mode %d of sharing second moments.", (int)config->shared_v);
     if (config->decide_every < 1)
         return stq_error(STQ_INVALID_ARGUMENT, "decide_every is %lld; use 1 or more steps.",
                          (long long)config->decide_every);
@@ -85,7 +97,8 @@ static stq_status check_given(const stq_policy_tensor *tensors, size_t count) {
     for (size_t i = 0; i < count; i++)
         for (int state = 0; state < 2; state++) {
             uint32_t bits = tensors[i].given[state];
-            if (bits != 0 && stq_plane_count(bits) == 0)
+            bool exists = stq_plane_count(bits) != 0 || (state == STQ_SECOND_MOMENT && stq_is_shared(bits));
+            if (bits != 0 && !exists)
                 return stq_error(STQ_INVALID_ARGUMENT, "Tensor %zu: a width of %u bits does not exist; use 2 to 8.", i,
                                  bits);
         }
@@ -97,9 +110,8 @@ static uint64_t bytes_at(const stq_policy *policy, const stq_policy_tensor *tens
     uint64_t bytes = policy->fixed_bytes;
     for (size_t i = 0; i < count; i++)
         for (int state = 0; state < 2; state++)
-            if (tensors[i].given[state] != 32)
-                bytes += stq_policy_plane_bytes(
-                    tensors[i].count, tensors[i].given[state] ? tensors[i].given[state] : bits, policy->granularity);
+            bytes += stq_policy_state_bytes(&tensors[i], tensors[i].given[state] ? tensors[i].given[state] : bits,
+                                            policy->granularity);
     return bytes;
 }
 

@@ -1,31 +1,14 @@
-/* decide.c - one decision: wishes by the policy's rule, then at most one bit per state towards them, under the cap. */
+/* decide.c - one decision: the widths that the policy's rule wishes under the cap. */
 #include <stdlib.h>
 
 #include "common/error.h"
 #include "policy/anneal.h"
-#include "policy/rules.h"
+#include "policy/decision.h"
+#include "quant/shared.h"
 
-/* A demotion must be asked for this many times in a row. */
-enum { CONFIRMATIONS = 2 };
-
-/* What one decision works on. */
-typedef struct decision {
-    stq_policy *policy;
-    stq_policy_tensor *tensors;
-    stq_choice *choices;
-    uint8_t *wishes; /* the rule's width for each choice, free of history */
-    size_t count;    /* of choices */
-    stq_steps steps;
-    int64_t budget; /* bytes for the planes of the choices */
-} decision;
-
-int stq_policy_transition_phase(uint32_t from, uint32_t to) {
-    if (from == to || from < STQ_LOWEST_BITS || from > STQ_HIGHEST_BITS)
-        return 0;
-    if ((from >= 4) != (to >= 4))
-        return 2;
-    return to < from ? 1 : 3;
-}
+/* Signal-to-noise ratio from which a second moment may be shared, and below which it may no longer be. */
+static const double sharing_ratio = 1.0;
+static const double coding_ratio = 0.5;
 
 static bool chooses(const stq_policy *policy) {
     return policy->config.kind == STQ_POLICY_ZONES || policy->config.kind == STQ_POLICY_RATE_DISTORTION;
@@ -42,6 +25,37 @@ static uint8_t given_width(const stq_policy *policy, const stq_policy_tensor *te
     return 0;
 }
 
+/* Whether v may be shared, and how: as it is, or along the better dimension. */
+static void consider_sharing(const stq_policy *policy, const stq_policy_tensor *tensor, uint32_t width,
+                             stq_choice *choice) {
+    bool automatic = policy->config.shared_v == STQ_SHARED_AUTO;
+    if (stq_is_shared(width)) {
+        choice->shared = (uint8_t)width;
+        choice->may_share = automatic && tensor->ratio[width == STQ_BITS_SHARED_COL] >= coding_ratio;
+    } else if (automatic && width != 0) {
+        int better = tensor->ratio[1] > tensor->ratio[0];
+        choice->may_share = tensor->ratio[better] >= sharing_ratio;
+        if (choice->may_share)
+            choice->shared = better ? STQ_BITS_SHARED_COL : STQ_BITS_SHARED_ROW;
+    }
+    if (choice->shared != 0)
+        choice->shared_bytes = (int64_t)stq_policy_state_bytes(tensor, choice->shared, policy->granularity);
+}
+
+static void add_choice(decision *d, size_t i, int state) {
+    const stq_policy_tensor *tensor = &d->tensors[i];
+    /* A tensor without a gradient so far has no planes, but room is kept for them. */
+    uint32_t width = tensor->bits[state];
+    if (width == 0 && d->policy->decisions > 0)
+        width = tensor->target[state];
+    stq_choice *choice = &d->choices[d->count++];
+    *choice = (stq_choice){.tensor = (uint32_t)i, .state = (uint8_t)state};
+    choice->present = stq_is_shared(width) ? 0 : (uint8_t)width;
+    stq_choice_sizes(choice, tensor->count, d->policy->granularity);
+    if (state == STQ_SECOND_MOMENT)
+        consider_sharing(d->policy, tensor, width, choice);
+}
+
 /* Lists the choices and takes the bytes of everything else off the budget. */
 static void list_choices(decision *d, size_t tensor_count, int64_t step) {
     stq_policy *policy = d->policy;
@@ -49,20 +63,13 @@ static void list_choices(decision *d, size_t tensor_count, int64_t step) {
     d->count = 0;
     for (size_t i = 0; i < tensor_count; i++)
         for (int state = 0; state < 2; state++) {
-            stq_policy_tensor *tensor = &d->tensors[i];
-            uint8_t given = given_width(policy, tensor, state);
+            uint8_t given = given_width(policy, &d->tensors[i], state);
             if (given == 0) {
-                stq_choice *choice = &d->choices[d->count++];
-                *choice = (stq_choice){.tensor = (uint32_t)i, .state = (uint8_t)state, .present = tensor->bits[state]};
-                /* A tensor without a gradient so far has no planes, but room is kept for them. */
-                if (choice->present == 0 && policy->decisions > 0)
-                    choice->present = tensor->target[state];
-                stq_choice_sizes(choice, tensor->count, policy->granularity);
+                add_choice(d, i, state);
                 continue;
             }
-            tensor->target[state] = given;
-            if (given != 32)
-                taken += stq_policy_plane_bytes(tensor->count, given, policy->granularity);
+            d->tensors[i].target[state] = given;
+            taken += stq_policy_state_bytes(&d->tensors[i], given, policy->granularity);
         }
     if (chooses(policy))
         d->budget = (int64_t)(stq_policy_budget(policy, step) - taken);
@@ -71,11 +78,11 @@ static void list_choices(decision *d, size_t tensor_count, int64_t step) {
 static int64_t bytes_at(const decision *d, uint32_t bits) {
     int64_t bytes = 0;
     for (size_t i = 0; i < d->count; i++)
-        bytes += stq_choice_bytes(&d->choices[i], bits);
+        bytes += stq_choice_bytes(&d->choices[i], d->choices[i].may_share ? 0 : bits);
     return bytes;
 }
 
-/* The widest uniform width under the budget, as a real number between two widths. */
+/* The widest uniform width under the budget, as a real number between two widths; of the states that are not shared. */
 static double uniform_bits(const decision *d) {
     uint32_t bits = d->policy->config.lowest_bits;
     int64_t here = bytes_at(d, bits);
@@ -88,161 +95,59 @@ static double uniform_bits(const decision *d) {
     return bits;
 }
 
+/* Zones share what is better shared than coded at the width that all states could have together. */
+static void share_by_zones(decision *d) {
+    for (size_t i = 0; i < d->count; i++)
+        d->wishes[i] = d->choices[i].may_share;
+    for (size_t i = 0; i < d->count; i++)
+        d->choices[i].may_share = false;
+    double uniform = uniform_bits(d);
+    for (size_t i = 0; i < d->count; i++) {
+        stq_choice *choice = &d->choices[i];
+        const double *ratio = d->tensors[choice->tensor].ratio;
+        choice->may_share =
+            d->wishes[i] != 0 && stq_zones_share(choice, ratio[choice->shared == STQ_BITS_SHARED_COL], uniform);
+    }
+}
+
 static void rank(decision *d, int64_t step) {
-    if (d->policy->config.kind == STQ_POLICY_ZONES)
+    if (d->policy->config.kind == STQ_POLICY_ZONES) {
+        share_by_zones(d);
         stq_zones_rank(d->policy, d->tensors, d->choices, d->count, &d->steps, stq_policy_tau(d->policy, step),
                        uniform_bits(d));
-    else
+    } else {
         stq_distortion_rank(d->policy, d->tensors, d->choices, d->count, &d->steps);
+    }
 }
 
 /* The whole budget by priority, as if there were no widths yet. */
 static void wish(decision *d) {
     int64_t room = d->budget;
     for (size_t i = 0; i < d->count; i++) {
-        d->choices[i].bits = (uint8_t)d->policy->config.lowest_bits;
-        d->choices[i].highest = (uint8_t)d->policy->config.highest_bits;
-        room -= stq_choice_bytes(&d->choices[i], d->choices[i].bits);
+        stq_choice *choice = &d->choices[i];
+        choice->bits = choice->may_share ? 0 : (uint8_t)d->policy->config.lowest_bits;
+        choice->highest = (uint8_t)d->policy->config.highest_bits;
+        room -= stq_choice_bytes(choice, choice->bits);
     }
     stq_spend(d->choices, d->count, &d->steps, &room);
     for (size_t i = 0; i < d->count; i++)
         d->wishes[i] = d->choices[i].bits;
 }
 
-static uint8_t *asked(decision *d, size_t i) { return &d->tensors[d->choices[i].tensor].asked[d->choices[i].state]; }
-
-/* Starts from the present widths and counts who asks for less. Returns what is left of the budget. */
-static int64_t recall(decision *d) {
-    int64_t room = d->budget;
-    for (size_t i = 0; i < d->count; i++) {
-        stq_choice *choice = &d->choices[i];
-        uint8_t *times = asked(d, i);
-        *times = d->wishes[i] < choice->present ? (uint8_t)(*times + (*times < UINT8_MAX)) : 0;
-        choice->bits = choice->highest = choice->present;
-        room -= stq_choice_bytes(choice, choice->present);
-    }
-    return room;
-}
-
-/* One bit less where it was asked for often enough. A demotion that replaces the base plane needs the new planes' bytes
- * before it frees the old ones; in peak mode it is made only if plain demotions leave that room. */
-static void demote(decision *d, int64_t *room) {
-    bool peak = d->policy->config.cap_mode == STQ_CAP_PEAK;
-    for (int crossing = 0; crossing < 2; crossing++)
-        for (size_t i = 0; i < d->count; i++) {
-            stq_choice *choice = &d->choices[i];
-            uint8_t less = (uint8_t)(choice->present - 1);
-            if (*asked(d, i) < CONFIRMATIONS ||
-                (stq_policy_transition_phase(choice->present, less) == 2) != (crossing == 1))
-                continue;
-            if (crossing && peak && stq_choice_bytes(choice, less) > *room)
-                continue;
-            choice->bits = choice->highest = less;
-            *room += stq_choice_bytes(choice, choice->present) - stq_choice_bytes(choice, less);
-        }
-}
-
-static bool crosses_up(const stq_choice *choice) { return choice->present == 3 && choice->bits == 4; }
-
-/* One bit more where it is wished, as room allows. In peak mode a promotion that replaces the base plane needs room for
- * the new planes before the plain promotions are made. */
-static void promote(decision *d, int64_t *room) {
-    int64_t before = *room;
-    for (size_t i = 0; i < d->count; i++)
-        if (d->wishes[i] > d->choices[i].present)
-            d->choices[i].highest = (uint8_t)(d->choices[i].present + 1);
-    stq_spend(d->choices, d->count, &d->steps, room);
-    if (d->policy->config.cap_mode != STQ_CAP_PEAK)
-        return;
-    int64_t crossing_room = before;
-    bool blocked = false;
-    for (size_t i = 0; i < d->count; i++) {
-        stq_choice *choice = &d->choices[i];
-        if (!crosses_up(choice)) {
-            if (choice->present == 3 && choice->highest == 4)
-                choice->highest = 3;
-            continue;
-        }
-        int64_t cost = choice->nibble - stq_choice_bytes(choice, 3);
-        if (choice->nibble <= crossing_room) {
-            crossing_room -= cost;
-            continue;
-        }
-        choice->bits = choice->highest = choice->present;
-        *room += cost;
-        blocked = true;
-    }
-    if (blocked)
-        stq_spend(d->choices, d->count, &d->steps, room);
-}
-
-static bool any_crossing(const decision *d) {
-    for (size_t i = 0; i < d->count; i++)
-        if (stq_policy_transition_phase(d->choices[i].present, d->choices[i].bits) == 2)
-            return true;
-    return false;
-}
-
-/* What wishes leave over goes to anybody, by priority and one bit at most: also back to a state that was just demoted,
- * unless the room that it freed is needed while base planes are replaced. */
-static void spend_rest(decision *d, int64_t *room) {
-    bool return_bits = d->policy->config.cap_mode != STQ_CAP_PEAK || !any_crossing(d);
-    for (size_t i = 0; i < d->count; i++) {
-        stq_choice *choice = &d->choices[i];
-        uint8_t more = (uint8_t)(choice->bits + 1);
-        if (more > d->policy->config.highest_bits || stq_policy_transition_phase(choice->bits, more) == 2)
-            continue;
-        bool same = choice->bits == choice->present && d->wishes[i] >= choice->present;
-        bool demoted = choice->bits < choice->present;
-        if (same || (demoted && return_bits))
-            choice->highest = more;
-    }
-    stq_spend(d->choices, d->count, &d->steps, room);
-}
-
-/* The present widths do not fit: the budget goes by priority to the bits there are, whatever was asked for. */
-static void force(decision *d) {
-    int64_t room = d->budget;
-    for (size_t i = 0; i < d->count; i++) {
-        stq_choice *choice = &d->choices[i];
-        bool confirmed = *asked(d, i) >= CONFIRMATIONS;
-        choice->highest = (uint8_t)(choice->present - confirmed);
-        choice->bits = (uint8_t)d->policy->config.lowest_bits;
-        room -= stq_choice_bytes(choice, choice->bits);
-    }
-    stq_spend(d->choices, d->count, &d->steps, &room);
-    for (size_t i = 0; i < d->count; i++)
-        d->policy->forced += d->choices[i].bits < d->choices[i].highest;
-}
-
-static void choose(decision *d) {
-    wish(d);
-    bool first = d->count == 0 || d->choices[0].present == 0;
-    if (first)
-        return;
-    int64_t room = recall(d);
-    demote(d, &room);
-    if (room < 0) {
-        force(d);
-        return;
-    }
-    promote(d, &room);
-    spend_rest(d, &room);
+/* No state has a width yet. */
+static bool is_first(const decision *d) {
+    return d->count == 0 || (d->choices[0].present == 0 && d->choices[0].shared == 0);
 }
 
 static void finish(decision *d, size_t tensor_count, int64_t step) {
     for (size_t i = 0; i < d->count; i++) {
         const stq_choice *choice = &d->choices[i];
-        if (choice->bits < choice->present)
-            *asked(d, i) = 0;
-        d->tensors[choice->tensor].target[choice->state] = choice->bits;
+        d->tensors[choice->tensor].target[choice->state] = choice->bits ? choice->bits : choice->shared;
     }
     uint64_t bytes = d->policy->fixed_bytes;
     for (size_t i = 0; i < tensor_count; i++)
         for (int state = 0; state < 2; state++)
-            if (d->tensors[i].target[state] != 32)
-                bytes +=
-                    stq_policy_plane_bytes(d->tensors[i].count, d->tensors[i].target[state], d->policy->granularity);
+            bytes += stq_policy_state_bytes(&d->tensors[i], d->tensors[i].target[state], d->policy->granularity);
     d->policy->last_bytes = bytes;
     d->policy->last_step = step;
     d->policy->decisions++;
@@ -263,7 +168,9 @@ stq_status stq_policy_decide(stq_policy *policy, stq_policy_tensor *tensors, siz
     if (chooses(policy)) {
         stq_policy_measure(policy, tensors, count);
         rank(&d, step);
-        choose(&d);
+        wish(&d);
+        if (!is_first(&d))
+            stq_decision_move(&d);
     }
     finish(&d, count, step);
     free(d.choices);

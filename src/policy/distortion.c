@@ -14,6 +14,21 @@ double stq_distortion(stq_state state, uint32_t bits) {
     return state == STQ_FIRST_MOMENT ? error_of_m[bits - STQ_LOWEST_BITS] : error_of_v[bits - STQ_LOWEST_BITS];
 }
 
+double stq_distortion_shared(double ratio) { return 0.25 / ratio; }
+
+double stq_equivalent_bits(double ratio) {
+    double error = stq_distortion_shared(ratio);
+    uint32_t bits = STQ_LOWEST_BITS;
+    if (error >= error_of_v[0])
+        return bits;
+    while (bits < STQ_HIGHEST_BITS && error < error_of_v[bits + 1 - STQ_LOWEST_BITS])
+        bits++;
+    if (bits == STQ_HIGHEST_BITS)
+        return bits;
+    double above = error_of_v[bits - STQ_LOWEST_BITS], below = error_of_v[bits + 1 - STQ_LOWEST_BITS];
+    return bits + log(above / error) / log(above / below);
+}
+
 /* Slopes of the convex hull of D(b) between `lowest` and `highest`, as logarithms: a step that gains less than the one
  * after it shares its gain with that one (pooling until the gains fall). */
 static void hull(stq_steps *steps, int state, uint32_t lowest, uint32_t highest) {
@@ -33,6 +48,22 @@ static void hull(stq_steps *steps, int state, uint32_t lowest, uint32_t highest)
     }
 }
 
+/* The best slope from a shared v: it gets as many bits at once as make the most of each. */
+static void rank_return(const stq_policy *policy, const stq_policy_tensor *tensor, stq_choice *choice) {
+    double ratio = tensor->ratio[choice->shared == STQ_BITS_SHARED_COL];
+    double shared = ratio > 0 ? stq_distortion_shared(ratio) : 1, best = 0;
+    uint32_t landing = policy->config.highest_bits;
+    for (uint32_t bits = policy->config.lowest_bits; bits <= policy->config.highest_bits; bits++) {
+        double slope = (shared - stq_distortion(STQ_SECOND_MOMENT, bits)) / bits;
+        if (slope > best) {
+            best = slope;
+            landing = bits;
+        }
+    }
+    choice->landing = (uint8_t)landing;
+    choice->return_gain = (float)log2(best > 1e-9 ? best : 1e-9);
+}
+
 double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *tensor) {
     if (!stq_policy_has_gradient(&tensor->factors))
         return 0.0625;
@@ -44,6 +75,10 @@ void stq_distortion_rank(const stq_policy *policy, const stq_policy_tensor *tens
                          stq_steps *steps) {
     for (int state = 0; state < 2; state++)
         hull(steps, state, policy->config.lowest_bits, policy->config.highest_bits);
-    for (size_t i = 0; i < count; i++)
-        choices[i].priority = (float)log2(stq_distortion_weight(policy, &tensors[choices[i].tensor]));
+    for (size_t i = 0; i < count; i++) {
+        const stq_policy_tensor *tensor = &tensors[choices[i].tensor];
+        choices[i].priority = (float)log2(stq_distortion_weight(policy, tensor));
+        if (choices[i].shared != 0)
+            rank_return(policy, tensor, &choices[i]);
+    }
 }

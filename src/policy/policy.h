@@ -12,10 +12,14 @@
 
 /* One tensor as a policy sees it. States are indexed by stq_state. */
 typedef struct stq_policy_tensor {
-    int64_t count;       /* global elements */
+    int64_t rows; /* global shape */
+    int64_t cols;
+    int64_t count;   /* global elements */
+    double ratio[2]; /* mean^2 / variance of v inside a row and inside a column; 0 = not known, not shared that way */
     stq_factors factors; /* of this decision */
     double last_log_n;   /* log n at the last decision, for the volatility; NaN before the first */
-    uint8_t given[2];    /* width fixed by the caller: 2 to 8, 32 = exempt (both), 0 = the policy chooses */
+    uint8_t given[2];    /* width fixed by the caller: 2 to 8, 32 = exempt (both), STQ_BITS_SHARED_... (v), 0 = the
+                            policy chooses */
     uint8_t bits[2];     /* width now; 0 before the first decision */
     uint8_t target[2];   /* width decided */
     uint8_t asked[2];    /* decisions in a row that asked for a demotion of this state */
@@ -47,6 +51,9 @@ typedef struct stq_policy {
 /* Bytes of the planes of `count` values at `bits` bits, each plane rounded up to `granularity`. */
 uint64_t stq_policy_plane_bytes(int64_t count, uint32_t bits, size_t granularity);
 
+/* The same for one state of a tensor at any width: shared ones too; 0 for float32 states, which lie elsewhere. */
+uint64_t stq_policy_state_bytes(const stq_policy_tensor *tensor, uint32_t bits, size_t granularity);
+
 /* Validates the configuration and resolves the cap; `config`, `fixed_bytes` and `granularity` are set by the caller
  * before, everything else is set here. STQ_CAP_TOO_SMALL names the smallest possible cap in bytes and in bits. */
 stq_status stq_policy_init(stq_policy *policy, const stq_policy_tensor *tensors, size_t count, uint64_t parameters);
@@ -65,8 +72,9 @@ bool stq_policy_due(const stq_policy *policy, int64_t step);
  */
 stq_status stq_policy_decide(stq_policy *policy, stq_policy_tensor *tensors, size_t count, int64_t step);
 
-/* 0: no change, or the first width; 1: a demotion that only drops bit planes; 2: the base plane is replaced (3 <-> 4);
- * 3: a promotion that only adds bit planes, which has to wait until the transitions of phase 2 are made. */
+/* 0: no change, or the first width; 1: a demotion that only drops bit planes, or to a shared v; 2: the base plane is
+ * replaced (3 <-> 4), or a shared v gets codes again; 3: a promotion that only adds bit planes, which has to wait until
+ * the transitions of phase 2 are made. */
 int stq_policy_transition_phase(uint32_t from, uint32_t to);
 
 #endif

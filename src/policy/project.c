@@ -21,15 +21,22 @@ static int bucket_of(float priority) {
 }
 
 static int bucket_of_step(const stq_choice *choice, const stq_steps *steps, uint32_t bits) {
-    return bucket_of(choice->priority + steps->gain[choice->state][bits]);
+    return bucket_of(choice->priority + (bits == 0 ? choice->return_gain : steps->gain[choice->state][bits]));
 }
 
 int64_t stq_choice_bytes(const stq_choice *choice, uint32_t bits) {
+    if (bits == 0)
+        return choice->shared_bytes;
     return bits >= 4 ? choice->nibble + (bits - 4) * choice->bit : choice->pair + (bits - 2) * choice->bit;
 }
 
-/* What the step from `bits` to one more costs. */
+/* The width one step above `bits`. */
+static uint32_t above(const stq_choice *choice, uint32_t bits) { return bits == 0 ? choice->landing : bits + 1; }
+
+/* What the step from `bits` costs. */
 static int64_t step_bytes(const stq_choice *choice, uint32_t bits) {
+    if (bits == 0)
+        return stq_choice_bytes(choice, choice->landing) - choice->shared_bytes;
     return bits == 3 ? choice->nibble - choice->pair - choice->bit : choice->bit;
 }
 
@@ -45,14 +52,14 @@ void stq_choice_sizes(stq_choice *choice, int64_t count, size_t granularity) {
 static int take_whole_buckets(stq_choice *choices, size_t count, const stq_steps *steps, buckets *b, int64_t *room) {
     memset(b->bytes, 0, sizeof b->bytes);
     for (size_t i = 0; i < count; i++)
-        for (uint32_t bits = choices[i].bits; bits < choices[i].highest; bits++)
+        for (uint32_t bits = choices[i].bits; bits < choices[i].highest; bits = above(&choices[i], bits))
             b->bytes[bucket_of_step(&choices[i], steps, bits)] += step_bytes(&choices[i], bits);
     int edge = BUCKETS - 1;
     while (edge >= 0 && b->bytes[edge] <= *room)
         *room -= b->bytes[edge--];
     for (size_t i = 0; i < count; i++)
         while (choices[i].bits < choices[i].highest && bucket_of_step(&choices[i], steps, choices[i].bits) > edge)
-            choices[i].bits++;
+            choices[i].bits = (uint8_t)above(&choices[i], choices[i].bits);
     return edge;
 }
 
@@ -72,7 +79,7 @@ static void take_single_steps(stq_choice *choices, size_t count, const stq_steps
     for (size_t i = count; i-- > 0;)
         if (choices[i].bits < choices[i].highest) {
             push(choices, (uint32_t)i, steps, b, edge);
-            for (uint32_t bits = choices[i].bits; bits < choices[i].highest; bits++)
+            for (uint32_t bits = choices[i].bits; bits < choices[i].highest; bits = above(&choices[i], bits))
                 cheapest = step_bytes(&choices[i], bits) < cheapest ? step_bytes(&choices[i], bits) : cheapest;
         }
     for (int bucket = edge; bucket >= 0 && *room >= cheapest; bucket--)
@@ -84,7 +91,8 @@ static void take_single_steps(stq_choice *choices, size_t count, const stq_steps
             if (cost > *room)
                 continue;
             *room -= cost;
-            if (++choice->bits < choice->highest)
+            choice->bits = (uint8_t)above(choice, choice->bits);
+            if (choice->bits < choice->highest)
                 push(choices, i, steps, b, bucket);
         }
 }

@@ -12,9 +12,18 @@
 void stq_zones_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
                     stq_steps *steps, double tau, double uniform_bits);
 
+/* Zones: whether a v is better shared than at the widest uniform width under the cap. */
+bool stq_zones_share(const stq_choice *choice, double ratio, double uniform_bits);
+
 /* Rate-distortion: the logarithm (base 2) of the loss that one more bit for one element takes away. */
 void stq_distortion_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
                          stq_steps *steps);
+
+/* Mean squared relative error of the update by a v that is shared at a signal-to-noise ratio. */
+double stq_distortion_shared(double ratio);
+
+/* The width at which a coded v has about the error of a shared one; between the lowest width and the highest. */
+double stq_equivalent_bits(double ratio);
 
 /* Mean squared relative error of the update by a state coded at `bits` (2 to 8), in closed loop. */
 double stq_distortion(stq_state state, uint32_t bits);

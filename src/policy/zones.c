@@ -27,5 +27,15 @@ void stq_zones_rank(const stq_policy *policy, const stq_policy_tensor *tensors, 
         const stq_policy_tensor *tensor = &tensors[choices[i].tensor];
         choices[i].priority = (float)(uniform_bits + tau * (double)offsets[tensor->zone][choices[i].state]) +
                               order_inside_zone(policy, &tensor->factors);
+        /* Whether to share was decided before; bits that nobody else can take come last. */
+        choices[i].return_gain = -(float)STQ_HIGHEST_BITS - 1;
+        choices[i].landing = 4;
     }
+}
+
+/* A shared v stays until it is clearly worse. */
+static const double stay_bits = 0.5;
+
+bool stq_zones_share(const stq_choice *choice, double ratio, double uniform_bits) {
+    return stq_equivalent_bits(ratio) + (choice->present == 0 ? stay_bits : 0) >= uniform_bits;
 }
