@@ -69,6 +69,8 @@ static void copy_tensor(stq_adamw *o, size_t i, const stq_tensor *tensor, char *
         .gradient_type = tensor->gradient_type,
     };
     o->decided[i] = (stq_policy_tensor){
+        .rows = tensor->rows,
+        .cols = tensor->cols,
         .count = tensor->rows * tensor->cols,
         .last_log_n = NAN,
         .given = {(uint8_t)(o->exempt[i] ? STQ_BITS_FLOAT32 : tensor->m_bits),

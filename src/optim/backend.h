@@ -21,6 +21,12 @@ typedef struct stq_backend {
      * indexed by item->group. */
     stq_status (*update)(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients,
                          size_t coefficient_count);
+    /* Second moments shared along a dimension (quant/shared.h), of whole tensors; NULL where a backend has none. The
+     * first fills item->v_out, shared planes, from item->v_in. The second takes this step's gradients into the means of
+     * all items with a gradient whose v_in is shared. The third reads v at the item's probes. */
+    stq_status (*share_begin)(void *context, const stq_item *item);
+    stq_status (*share_step)(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients);
+    stq_status (*share_probes)(void *context, const stq_item *item, float *values);
     /* Copies between the backend's memory and the host's, ordered after the work enqueued so far. */
     stq_status (*read)(void *context, void *host, const void *source, uint64_t bytes);
     stq_status (*write)(void *context, void *target, const void *host, uint64_t bytes);

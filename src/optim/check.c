@@ -22,6 +22,8 @@ static stq_status check_group(size_t index, const stq_adamw_group *group) {
     return STQ_OK;
 }
 
+static bool is_shared(uint32_t bits) { return bits == STQ_BITS_SHARED_ROW || bits == STQ_BITS_SHARED_COL; }
+
 static bool width_exists(uint32_t bits) { return bits == 0 || bits == STQ_BITS_FLOAT32 || (bits >= 2 && bits <= 8); }
 
 static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t group_count) {
@@ -40,10 +42,15 @@ static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t gr
     if (tensor->group >= group_count)
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' is in group %u, but there are %zu groups.", tensor->name,
                          tensor->group, group_count);
-    if (!width_exists(tensor->m_bits) || !width_exists(tensor->v_bits) ||
+    if (!width_exists(tensor->m_bits) || (!width_exists(tensor->v_bits) && !is_shared(tensor->v_bits)) ||
         (tensor->m_bits == 32) != (tensor->v_bits == 32))
-        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': widths %u and %u; use 0, 2 to 8, or 32 for both.",
-                         tensor->name, tensor->m_bits, tensor->v_bits);
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "Tensor '%s': widths %u and %u; use 0, 2 to 8, 32 for both, or a shared v.", tensor->name,
+                         tensor->m_bits, tensor->v_bits);
+    if (is_shared(tensor->v_bits) && tensor->count != tensor->rows * tensor->cols)
+        return stq_error(STQ_UNSUPPORTED,
+                         "Tensor '%s': a slice cannot share its second moment; give it a width of 2 to 8.",
+                         tensor->name);
     return STQ_OK;
 }
 

@@ -3,8 +3,10 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/float_mode.h"
 #include "optim/backend.h"
 #include "quant/kernels.h"
+#include "quant/shared.h"
 #include "score/sums.h"
 
 static int thread_count(const stq_cpu *cpu) { return stq_thread_count(cpu->threads); }
@@ -95,6 +97,51 @@ static stq_status update(void *context, const stq_item *items, size_t count, con
     return STQ_OK;
 }
 
+/* The sums of the means of a shared item, each thread with its own share of the means. Where some gradient was far
+ * above what its mean let expect they are made again, in units that hold the largest. */
+static void share_item(const stq_item *item, const stq_coefficients *c, int threads) {
+    int64_t means = stq_shared_count(item->v_in.bits, item->rows, item->cols);
+    int64_t saturated = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        uint64_t mode = stq_float_mode_set();
+        int64_t thread = omp_get_thread_num(), all = omp_get_num_threads();
+        int64_t first = means * thread / all, end = means * (thread + 1) / all;
+        int64_t own = stq_shared_add(item, first, end);
+#pragma omp atomic
+        saturated += own;
+#pragma omp barrier
+        if (saturated > 0) {
+            memset(stq_shared_sums(&item->v_in) + first, 0, (size_t)(end - first) * sizeof(int64_t));
+            stq_shared_largest(item, first, end);
+            stq_shared_rescale(item, first, end);
+            (void)stq_shared_add(item, first, end);
+        }
+        stq_shared_finish(item, c, first, end);
+        stq_float_mode_restore(mode);
+    }
+    stq_shared_follow(item, c);
+}
+
+static stq_status share_step(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients) {
+    for (size_t i = 0; i < count; i++)
+        if (items[i].gradient != NULL && stq_is_shared(items[i].v_in.bits))
+            share_item(&items[i], &coefficients[items[i].group], thread_count(context));
+    return STQ_OK;
+}
+
+static stq_status share_begin(void *context, const stq_item *item) {
+    (void)context;
+    stq_shared_begin(&item->v_out, item);
+    return STQ_OK;
+}
+
+static stq_status share_probes(void *context, const stq_item *item, float *values) {
+    (void)context;
+    stq_shared_read_probes(values, item);
+    return STQ_OK;
+}
+
 static stq_status copy_out(void *context, void *host, const void *source, uint64_t bytes) {
     (void)context;
     memcpy(host, source, (size_t)bytes);
@@ -112,6 +159,9 @@ const stq_backend stq_cpu_backend = {
     .sum_squares = sum_squares,
     .factors = factors,
     .update = update,
+    .share_begin = share_begin,
+    .share_step = share_step,
+    .share_probes = share_probes,
     .read = copy_out,
     .write = copy_in,
 };

@@ -5,7 +5,7 @@
 
 #include "common/error.h"
 #include "optim/optimizer.h"
-#include "quant/codec.h"
+#include "quant/shared.h"
 
 enum { CHUNK_BLOCKS = 512, CHUNK = CHUNK_BLOCKS * STQ_BLOCK };
 
@@ -95,6 +95,22 @@ static stq_status read_chunk(const stq_adamw *o, stq_chunk *chunk, const stq_pla
     return STQ_OK;
 }
 
+/* Elements first .. first + count - 1 of the global tensor out of a shared second moment. */
+static stq_status read_shared(const stq_adamw *o, size_t index, const stq_planes *planes, float *values, int64_t first,
+                              int64_t count) {
+    const stq_tensor *tensor = &o->tensors[index];
+    size_t bytes = (size_t)stq_shared_count(planes->bits, tensor->rows, tensor->cols) * sizeof(float);
+    float *means = malloc(bytes);
+    if (means == NULL)
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory to read tensor '%s'.", tensor->name);
+    stq_status status = o->backend->read(o->backend_context, means, planes->base, bytes);
+    stq_planes host = {.base = (uint8_t *)means, .bits = planes->bits};
+    for (int64_t at = 0; status == STQ_OK && at < count; at += CHUNK)
+        stq_shared_values(values + at, &host, tensor->cols, first + at, (int)(count - at < CHUNK ? count - at : CHUNK));
+    free(means);
+    return status;
+}
+
 stq_status stq_adamw_read_state(const stq_adamw *o, size_t index, stq_state state, float *values, int64_t first,
                                 int64_t count) {
     STQ_CHECK(check_index(o, index, state));
@@ -108,6 +124,8 @@ stq_status stq_adamw_read_state(const stq_adamw *o, size_t index, stq_state stat
         memset(values, 0, (size_t)count * sizeof *values);
         return STQ_OK;
     }
+    if (stq_is_shared(planes->bits))
+        return read_shared(o, index, planes, values, first, count);
     stq_chunk *chunk = malloc(sizeof *chunk);
     if (chunk == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory to decode tensor '%s'.", tensor->name);
@@ -166,7 +184,12 @@ static stq_status encode_chunk(const writing *w, int64_t first, int64_t count) {
     if (is_coded(w->source->bits))
         STQ_CHECK(
             check_scales(w, in_source / STQ_BLOCK, (in_source + count - 1) / STQ_BLOCK - in_source / STQ_BLOCK + 1));
-    STQ_CHECK(decode_range(w->chunk, w->source, w->state, in_source, count, &values));
+    if (stq_is_shared(w->source->bits)) {
+        stq_shared_values(w->chunk->values, w->source, o->tensors[w->index].cols, first, (int)count);
+        values = w->chunk->values;
+    } else {
+        STQ_CHECK(decode_range(w->chunk, w->source, w->state, in_source, count, &values));
+    }
     STQ_CHECK(check_values(w, values, first, count));
     if (planes->bits == STQ_BITS_FLOAT32)
         return o->backend->write(o->backend_context, planes->base + (uint64_t)here * sizeof(float), values,
@@ -191,6 +214,8 @@ static stq_status encode_range(const writing *w, int64_t first, int64_t end) {
 static stq_status copy_whole_blocks(const writing *w, int64_t *first, int64_t end) {
     const stq_planes *planes = planes_of(w->o, w->index, w->state);
     int64_t in_source = *first - w->source_first;
+    if (planes->bits != w->source->bits)
+        return STQ_OK;
     bool cut = (end - *first) % STQ_BLOCK != 0 && end != w->source_end;
     int64_t blocks = cut ? (end - *first) / STQ_BLOCK : stq_block_count(end - *first);
     if (planes->bits != w->source->bits || in_source % STQ_BLOCK != 0 || blocks == 0)
@@ -210,9 +235,34 @@ static stq_status check_source(const stq_adamw *o, size_t index, const stq_plane
     if (first < 0 || count < 0 || first > elements || count > elements - first)
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' has no %lld elements from %lld; it has %lld.", tensor->name,
                          (long long)count, (long long)first, (long long)elements);
-    if (stq_plane_count(source->bits) == 0 || source->base == NULL || (is_coded(source->bits) && !source->scales))
+    bool exists = stq_plane_count(source->bits) != 0 || stq_is_shared(source->bits);
+    if (!exists || source->base == NULL || (is_coded(source->bits) && !source->scales))
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': planes of %u bits with base and scales are needed.",
                          tensor->name, source->bits);
+    return STQ_OK;
+}
+
+/* The whole of a shared second moment: `source` holds means, factors and probes. The sums begin at 0. */
+static stq_status write_shared(stq_adamw *o, size_t index, const stq_planes *source, int64_t first, int64_t count) {
+    const stq_tensor *tensor = &o->tensors[index];
+    const stq_planes *planes = planes_of(o, index, STQ_SECOND_MOMENT);
+    if (source->bits != planes->bits || first != 0 || count != tensor->rows * tensor->cols)
+        return stq_error(STQ_UNSUPPORTED,
+                         "Tensor '%s': a shared second moment can only be written whole, from one shared the same way.",
+                         tensor->name);
+    int64_t state_bytes = stq_shared_state_bytes(planes->bits, tensor->rows, tensor->cols);
+    int64_t means = stq_shared_count(planes->bits, tensor->rows, tensor->cols);
+    for (int64_t k = 0; k < state_bytes / (int64_t)sizeof(float); k++) {
+        float value = ((const float *)(const void *)source->base)[k];
+        if (!isfinite(value) || value < 0)
+            return stq_error(STQ_CORRUPT, "Tensor '%s': value %lld of its shared second moment is %g.", tensor->name,
+                             (long long)k, (double)value);
+    }
+    STQ_CHECK(o->backend->write(o->backend_context, planes->base, source->base, (uint64_t)state_bytes));
+    const uint64_t zeros[64] = {0};
+    for (int64_t k = 0; k < means; k += 64)
+        STQ_CHECK(o->backend->write(o->backend_context, stq_shared_sums(planes) + k, zeros,
+                                    (uint64_t)(means - k < 64 ? means - k : 64) * sizeof zeros[0]));
     return STQ_OK;
 }
 
@@ -229,6 +279,8 @@ stq_status stq_adamw_write_state(stq_adamw *o, size_t index, stq_state state, co
     if (planes->bits == 0)
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' has no state yet; call stq_adamw_restore() first.",
                          tensor->name);
+    if (stq_is_shared(planes->bits))
+        return write_shared(o, index, source, first, count);
     writing w = {
         .o = o, .index = index, .state = state, .source = source, .source_first = first, .source_end = first + count};
     if (is_coded(planes->bits)) {

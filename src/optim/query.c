@@ -4,6 +4,7 @@
 
 #include "common/error.h"
 #include "optim/optimizer.h"
+#include "quant/shared.h"
 
 static double all_in_bits(uint64_t bytes, uint64_t parameters) {
     return parameters == 0 ? 0.0 : 4.0 * (double)bytes / (double)parameters;
@@ -29,6 +30,8 @@ static uint64_t state_bytes(const stq_adamw *o, size_t index, const stq_planes *
     uint64_t bytes = planes->scales ? (uint64_t)stq_block_count(count) * sizeof(uint16_t) : 0;
     for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++)
         bytes += stq_plane_bytes(count, planes->bits, k);
+    if (stq_is_shared(planes->bits))
+        bytes += (uint64_t)stq_shared_bytes(planes->bits, o->tensors[index].rows, o->tensors[index].cols);
     return bytes;
 }
 
@@ -62,9 +65,7 @@ stq_status stq_adamw_plan(const stq_adamw_config *config, const stq_tensor *tens
         uint64_t bytes = o->policy.fixed_bytes;
         for (size_t i = 0; i < tensor_count; i++)
             for (int state = 0; state < 2; state++)
-                if (!o->exempt[i])
-                    bytes +=
-                        stq_policy_plane_bytes(o->tensors[i].count, o->decided[i].target[state], o->policy.granularity);
+                bytes += stq_policy_state_bytes(&o->decided[i], o->decided[i].target[state], o->policy.granularity);
         double bits = all_in_bits(bytes, o->parameters);
         *memory = (stq_memory){.parameters = o->parameters,
                                .state_bytes = bytes,
@@ -97,8 +98,12 @@ static stq_status digest_bytes(const stq_adamw *o, const void *source, uint64_t 
     return STQ_OK;
 }
 
-static stq_status digest_state(const stq_adamw *o, const stq_planes *planes, int64_t count, uint64_t *digest) {
+static stq_status digest_state(const stq_adamw *o, const stq_item *item, const stq_planes *planes, uint64_t *digest) {
+    int64_t count = item->count;
     *digest = mix(*digest, planes->bits);
+    if (stq_is_shared(planes->bits))
+        return digest_bytes(o, planes->base, (uint64_t)stq_shared_state_bytes(planes->bits, item->rows, item->cols),
+                            digest);
     for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++)
         STQ_CHECK(digest_bytes(o, k == 0 ? planes->base : planes->bit[k - 1], stq_plane_bytes(count, planes->bits, k),
                                digest));
@@ -110,8 +115,8 @@ static stq_status digest_state(const stq_adamw *o, const stq_planes *planes, int
 stq_status stq_adamw_digest(const stq_adamw *o, uint64_t *digest) {
     uint64_t value = (uint64_t)o->steps;
     for (size_t i = 0; i < o->tensor_count; i++) {
-        STQ_CHECK(digest_state(o, &o->store.items[i].m_in, o->tensors[i].count, &value));
-        STQ_CHECK(digest_state(o, &o->store.items[i].v_in, o->tensors[i].count, &value));
+        STQ_CHECK(digest_state(o, &o->store.items[i], &o->store.items[i].m_in, &value));
+        STQ_CHECK(digest_state(o, &o->store.items[i], &o->store.items[i].v_in, &value));
     }
     *digest = value;
     return STQ_OK;

@@ -8,7 +8,7 @@
 
 #include "common/error.h"
 #include "optim/optimizer.h"
-#include "quant/codec.h"
+#include "quant/shared.h"
 
 _Static_assert(sizeof(stq_adamw_record) == 128, "the record's layout is public");
 _Static_assert(sizeof(stq_tensor_record) == 88, "the record's layout is public");
@@ -89,7 +89,10 @@ static stq_status check_record(const stq_adamw_record *record) {
 
 static bool is_coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
 
-static bool is_width(uint32_t bits) { return bits == 0 || is_coded(bits) || bits == STQ_BITS_FLOAT32; }
+static bool is_width(uint32_t bits, int state) {
+    return bits == 0 || is_coded(bits) || bits == STQ_BITS_FLOAT32 ||
+           (state == STQ_SECOND_MOMENT && stq_is_shared(bits));
+}
 
 static bool factors_are_finite(const stq_factors *f) {
     return isfinite(f->n) && f->n >= 0 && isfinite(f->r) && (f->r > 0 || (f->r == 0 && f->n == 0)) &&
@@ -101,7 +104,7 @@ static stq_status check_tensor_record(const stq_adamw *o, size_t i, const stq_ad
                                       const stq_tensor_record *tensor) {
     const char *name = o->tensors[i].name;
     for (int state = 0; state < 2; state++)
-        if (!is_width(tensor->bits[state]) || !is_width(tensor->target[state]) ||
+        if (!is_width(tensor->bits[state], state) || !is_width(tensor->target[state], state) ||
             (tensor->bits[state] == 0) != (record->steps == tensor->missed) ||
             (tensor->bits[state] == STQ_BITS_FLOAT32) != (tensor->bits[0] == STQ_BITS_FLOAT32))
             return stq_error(STQ_CORRUPT, "Tensor '%s': widths %u and %u (targets %u and %u) after %lld steps.", name,
@@ -137,6 +140,8 @@ static bool width_is_held(const stq_adamw *o, size_t i, int state, uint32_t bits
         return bits == given;
     if (policy->kind == STQ_POLICY_FIXED)
         return bits == (state == STQ_FIRST_MOMENT ? policy->fixed_m_bits : policy->fixed_v_bits);
+    if (stq_is_shared(bits))
+        return policy->shared_v == STQ_SHARED_AUTO;
     return bits >= policy->lowest_bits && bits <= policy->highest_bits;
 }
 
@@ -152,8 +157,7 @@ static bool fits(const stq_adamw *o, const stq_tensor_record *tensors) {
             uint32_t bits = kept_width(&tensors[i], state);
             if (!width_is_held(o, i, state, bits))
                 return false;
-            if (!o->exempt[i])
-                bytes += stq_policy_plane_bytes(o->decided[i].count, bits, o->policy.granularity);
+            bytes += stq_policy_state_bytes(&o->decided[i], bits, o->policy.granularity);
         }
     return o->policy.cap_bytes == 0 || o->policy.config.cap_mode == STQ_CAP_MEAN || bytes <= o->policy.cap_bytes;
 }
@@ -252,7 +256,7 @@ static stq_status check_held(const stq_adamw *o, const stq_adamw_record *record,
             uint32_t target = tensors[i].target[state];
             bool possible = record->steps == 0 && bits == 0 && target == 0;
             if (!possible)
-                possible = o->exempt[i] ? target == 32 && (bits == 0 || bits == 32) : is_coded(target);
+                possible = o->exempt[i] ? target == 32 && (bits == 0 || bits == 32) : target != 0 && target != 32;
             if (!possible || (bits == STQ_BITS_FLOAT32 && !o->exempt[i]))
                 return stq_error(STQ_CORRUPT,
                                  "Tensor '%s': %u bits (target %u) where the optimizer has %s states; use "
@@ -297,11 +301,11 @@ stq_status stq_adamw_restore(stq_adamw *o, const stq_adamw_record *record, const
 /* ---- Buffers ---- */
 
 const char *stq_part_name(stq_state state, stq_part part) {
-    static const char *const names[2][7] = {
-        {"m.base", "m.bit0", "m.bit1", "m.bit2", "m.bit3", "m.scales", "m.values"},
-        {"v.base", "v.bit0", "v.bit1", "v.bit2", "v.bit3", "v.scales", "v.values"},
+    static const char *const names[2][8] = {
+        {"m.base", "m.bit0", "m.bit1", "m.bit2", "m.bit3", "m.scales", "m.values", NULL},
+        {"v.base", "v.bit0", "v.bit1", "v.bit2", "v.bit3", "v.scales", "v.values", "v.shared"},
     };
-    if ((unsigned)state > 1 || (unsigned)part > STQ_PART_VALUES)
+    if ((unsigned)state > 1 || (unsigned)part > STQ_PART_SHARED)
         return NULL;
     return names[state][part];
 }
@@ -330,6 +334,13 @@ static void list_state(buffer_list *list, const stq_adamw *o, size_t i, stq_stat
         buffer.element_size = coded ? 1 : sizeof(float);
         buffer.data = k == 0 ? planes->base : planes->bit[k - 1];
         buffer.bytes = stq_plane_bytes(item->count, planes->bits, k);
+        list_buffer(list, &buffer);
+    }
+    if (stq_is_shared(planes->bits)) {
+        buffer.part = STQ_PART_SHARED;
+        buffer.element_size = sizeof(float);
+        buffer.data = planes->base;
+        buffer.bytes = (uint64_t)stq_shared_state_bytes(planes->bits, item->rows, item->cols);
         list_buffer(list, &buffer);
     }
     if (is_coded(planes->bits)) {

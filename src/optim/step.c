@@ -7,6 +7,7 @@
 #include "common/error.h"
 #include "optim/coefficients.h"
 #include "optim/optimizer.h"
+#include "quant/shared.h"
 
 static stq_status check_step(const stq_adamw *o, const stq_step *step) {
     if (step == NULL || step->size != sizeof *step)
@@ -62,12 +63,32 @@ static stq_status factors_of(stq_adamw *o, size_t index, const stq_step *step, d
     return STQ_OK;
 }
 
+/* Variance over v^2 that a code of 2 to 8 bits adds under the moving average, from bench/results/closed_loop.csv. */
+static double coding_noise(uint32_t bits) { return bits >= 2 && bits <= 8 ? 4 * stq_policy_coding_error(bits) : 0; }
+
+/* How far v varies along rows and columns. Only of whole tensors: a slice does not see all probes. */
+static stq_status measure_sharing(stq_adamw *o, size_t i) {
+    const stq_item *item = &o->store.items[i];
+    stq_policy_tensor *tensor = &o->decided[i];
+    tensor->ratio[0] = tensor->ratio[1] = 0;
+    bool candidate = o->policy.config.shared_v == STQ_SHARED_AUTO || stq_is_shared(item->v_in.bits);
+    if (!candidate || !o->backend->share_probes || o->exempt[i] || tensor->given[STQ_SECOND_MOMENT] != 0 ||
+        item->v_in.bits == 0 || item->rows < 2 || item->cols < 2 || item->count != tensor->count)
+        return STQ_OK;
+    float values[STQ_SHARED_PROBES];
+    stq_shared_grid grid = stq_shared_probe_grid(item->rows, item->cols);
+    STQ_CHECK(o->backend->share_probes(o->backend_context, item, values));
+    stq_shared_ratios(tensor->ratio, values, &grid, coding_noise(item->v_in.bits));
+    return STQ_OK;
+}
+
 static stq_status decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number) {
     stq_policy_kind kind = o->policy.config.kind;
     bool needs_factors = kind == STQ_POLICY_ZONES || kind == STQ_POLICY_RATE_DISTORTION;
     for (size_t i = 0; i < o->tensor_count; i++) {
         if (needs_factors)
             STQ_CHECK(factors_of(o, i, step, unscale));
+        STQ_CHECK(measure_sharing(o, i));
         for (int state = 0; state < 2; state++)
             o->decided[i].bits[state] = (uint8_t)stq_store_planes(&o->store, i, state)->bits;
     }
@@ -98,11 +119,37 @@ static void set_coefficients(stq_adamw *o, double gradient_factor, int64_t step_
     }
 }
 
+/* Fills the means of second moments that become shared in this step; their codes are freed at once. */
+static stq_status begin_sharing(stq_adamw *o) {
+    for (size_t i = 0; i < o->tensor_count; i++) {
+        const stq_item *item = &o->store.items[i];
+        if (!stq_is_shared(item->v_out.bits) || item->v_in.bits == item->v_out.bits)
+            continue;
+        STQ_CHECK(o->backend->share_begin(o->backend_context, item));
+        stq_store_settle(&o->store, i, STQ_SECOND_MOMENT);
+    }
+    return STQ_OK;
+}
+
+static bool any_shared(const stq_adamw *o) {
+    for (size_t i = 0; i < o->tensor_count; i++)
+        if (stq_is_shared(o->store.items[i].v_in.bits))
+            return true;
+    return false;
+}
+
+static stq_status run_passes(stq_adamw *o) {
+    STQ_CHECK(begin_sharing(o));
+    if (any_shared(o))
+        STQ_CHECK(o->backend->share_step(o->backend_context, o->store.items, o->tensor_count, o->coefficients));
+    return o->backend->update(o->backend_context, o->store.items, o->tensor_count, o->coefficients,
+                              o->coefficient_count);
+}
+
 static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_number) {
     STQ_CHECK(stq_store_begin(&o->store, o->targets));
     set_coefficients(o, gradient_factor, step_number);
-    stq_status status =
-        o->backend->update(o->backend_context, o->store.items, o->tensor_count, o->coefficients, o->coefficient_count);
+    stq_status status = run_passes(o);
     if (status != STQ_OK) {
         stq_store_revert(&o->store);
         return status;

@@ -5,6 +5,7 @@
 
 #include "common/error.h"
 #include "policy/policy.h"
+#include "quant/shared.h"
 
 enum { ALIGNMENT = 64 };
 
@@ -71,6 +72,18 @@ static void set_plane(stq_planes *planes, uint32_t k, uint8_t *pointer) {
 
 static bool coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
 
+/* Widths whose planes come from the pool. */
+static bool pooled(uint32_t bits) { return coded(bits) || stq_is_shared(bits); }
+
+/* Allocations of a width, and their bytes for a slice of `count` values; a shared v has one, whatever the slice. */
+static uint32_t pieces(uint32_t bits) { return stq_is_shared(bits) ? 1 : stq_plane_count(bits); }
+
+static uint64_t piece_bytes(const stq_item *item, int64_t count, uint32_t bits, uint32_t k) {
+    if (stq_is_shared(bits))
+        return k == 0 ? (uint64_t)stq_shared_bytes(bits, item->rows, item->cols) : 0;
+    return stq_plane_bytes(count, bits, k);
+}
+
 /* True if plane k of a state at `from` bits serves at `to` bits too: bit planes always, base planes of the same kind.
  */
 static bool plane_stays(uint32_t from, uint32_t to, uint32_t k, int64_t count) {
@@ -78,41 +91,42 @@ static bool plane_stays(uint32_t from, uint32_t to, uint32_t k, int64_t count) {
            stq_plane_bytes(count, from, k) == stq_plane_bytes(count, to, k);
 }
 
-/* Bytes that a transition needs before it can free anything. */
-static uint64_t growth(const stq_store *store, int64_t count, uint32_t from, uint32_t to) {
+/* Bytes of the whole tensor's planes at `to` that those at `from` do not hold already. */
+static uint64_t growth(const stq_store *store, size_t index, uint32_t from, uint32_t to) {
+    const stq_item *item = &store->items[index];
+    int64_t count = item->rows * item->cols;
     uint64_t bytes = 0;
-    for (uint32_t k = 0; k < stq_plane_count(to); k++)
+    for (uint32_t k = 0; pooled(to) && k < pieces(to); k++)
         if (!plane_stays(from, to, k, count))
-            bytes += stq_pool_charge(&store->pool, stq_plane_bytes(count, to, k));
+            bytes += stq_pool_charge(&store->pool, piece_bytes(item, count, to, k));
     return bytes;
 }
 
-static int64_t global_count(const stq_store *store, size_t index) {
-    return store->tensors[index].rows * store->tensors[index].cols;
-}
-
-static void release_difference(stq_store *store, const stq_planes *planes, const stq_planes *kept, int64_t count) {
-    if (!coded(planes->bits))
-        return;
-    for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++)
+static void release_difference(stq_store *store, const stq_item *item, const stq_planes *planes,
+                               const stq_planes *kept) {
+    for (uint32_t k = 0; pooled(planes->bits) && k < pieces(planes->bits); k++)
         if (plane(planes, k) != NULL && (kept == NULL || plane(planes, k) != plane(kept, k)))
-            stq_pool_release(&store->pool, plane(planes, k), stq_plane_bytes(count, planes->bits, k));
+            stq_pool_release(&store->pool, plane(planes, k), piece_bytes(item, item->count, planes->bits, k));
 }
 
 /* Builds out-planes of `bits`; on failure releases what it allocated and leaves *out alone. */
-static stq_status allocate_planes(stq_store *store, const stq_planes *in, stq_planes *out, int64_t count,
+static stq_status allocate_planes(stq_store *store, const stq_item *item, const stq_planes *in, stq_planes *out,
                                   uint32_t bits) {
     stq_planes planes = {.scales = out->scales, .bits = bits};
-    for (uint32_t k = 0; k < stq_plane_count(bits); k++) {
-        void *pointer = plane_stays(in->bits, bits, k, count) ? plane(in, k) : NULL;
+    for (uint32_t k = 0; k < pieces(bits); k++) {
+        void *pointer = plane_stays(in->bits, bits, k, item->count) ? plane(in, k) : NULL;
         stq_status status = STQ_OK;
         if (pointer == NULL)
-            status = stq_pool_allocate(&store->pool, stq_plane_bytes(count, bits, k), &pointer);
+            status = stq_pool_allocate(&store->pool, piece_bytes(item, item->count, bits, k), &pointer);
         if (status != STQ_OK) {
-            release_difference(store, &planes, in, count);
+            release_difference(store, item, &planes, in);
             return status;
         }
         set_plane(&planes, k, pointer);
+    }
+    if (stq_is_shared(bits)) {
+        planes = stq_shared_planes(planes.base, bits, item->rows, item->cols);
+        planes.scales = out->scales;
     }
     *out = planes;
     return STQ_OK;
@@ -122,16 +136,15 @@ static stq_status allocate_planes(stq_store *store, const stq_planes *in, stq_pl
 static stq_status begin_state(stq_store *store, size_t index, int state, uint32_t target) {
     const stq_planes *in = stq_store_planes(store, index, state);
     stq_planes *out = out_planes(store, index, state);
-    int64_t count = store->items[index].count;
     if (target == STQ_BITS_FLOAT32) {
         out->bits = STQ_BITS_FLOAT32;
         return STQ_OK;
     }
     bool first = in->bits == 0;
-    uint64_t more = growth(store, global_count(store, index), in->bits, target);
+    uint64_t more = growth(store, index, in->bits, target);
     if (!first && store->global_cap != 0 && store->global_bytes + more > store->global_cap)
         return STQ_OK;
-    stq_status status = allocate_planes(store, in, out, count, target);
+    stq_status status = allocate_planes(store, &store->items[index], in, out, target);
     if (status == STQ_OK)
         store->global_bytes += more;
     return first ? status : STQ_OK;
@@ -168,23 +181,23 @@ stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
 
 /* Takes what a transition frees off the whole model's bytes. */
 static void count_freed(stq_store *store, size_t index, uint32_t from, uint32_t to) {
-    int64_t count = global_count(store, index);
-    for (uint32_t k = 0; coded(from) && k < stq_plane_count(from); k++)
-        if (!plane_stays(from, to, k, count))
-            store->global_bytes -= stq_pool_charge(&store->pool, stq_plane_bytes(count, from, k));
+    store->global_bytes -= growth(store, index, to, from);
+}
+
+void stq_store_settle(stq_store *store, size_t index, int state) {
+    stq_planes *in = stq_store_planes(store, index, state);
+    const stq_planes *out = out_planes(store, index, state);
+    if (in->bits != out->bits) {
+        release_difference(store, &store->items[index], in, out);
+        count_freed(store, index, in->bits, out->bits);
+    }
+    *in = *out;
 }
 
 void stq_store_commit(stq_store *store) {
     for (size_t i = 0; i < store->count; i++)
-        for (int state = 0; state < 2; state++) {
-            stq_planes *in = stq_store_planes(store, i, state);
-            const stq_planes *out = out_planes(store, i, state);
-            if (in->bits != out->bits) {
-                release_difference(store, in, out, store->items[i].count);
-                count_freed(store, i, in->bits, out->bits);
-            }
-            *in = *out;
-        }
+        for (int state = 0; state < 2; state++)
+            stq_store_settle(store, i, state);
 }
 
 void stq_store_revert(stq_store *store) {
@@ -194,7 +207,7 @@ void stq_store_revert(stq_store *store) {
             stq_planes *out = out_planes(store, i, state);
             if (in->bits == out->bits)
                 continue;
-            release_difference(store, out, in, store->items[i].count);
+            release_difference(store, &store->items[i], out, in);
             count_freed(store, i, out->bits, in->bits);
             if (in->bits != 0) {
                 *out = *in;
@@ -210,25 +223,18 @@ void stq_store_revert(stq_store *store) {
 static void clear_state(stq_store *store, size_t index, int state) {
     stq_planes *in = stq_store_planes(store, index, state);
     stq_planes *out = out_planes(store, index, state);
-    release_difference(store, in, NULL, store->items[index].count);
+    release_difference(store, &store->items[index], in, NULL);
     count_freed(store, index, in->bits, 0);
     *out =
-        coded(in->bits) ? (stq_planes){.scales = in->scales} : (stq_planes){.base = out->base, .scales = out->scales};
+        pooled(in->bits) ? (stq_planes){.scales = in->scales} : (stq_planes){.base = out->base, .scales = out->scales};
     *in = (stq_planes){.bits = 0};
-}
-
-static uint64_t charged_planes(const stq_store *store, int64_t count, uint32_t bits) {
-    uint64_t bytes = 0;
-    for (uint32_t k = 0; coded(bits) && k < stq_plane_count(bits); k++)
-        bytes += stq_pool_charge(&store->pool, stq_plane_bytes(count, bits, k));
-    return bytes;
 }
 
 static stq_status check_room(stq_store *store, const uint8_t (*widths)[2]) {
     uint64_t bytes = store->global_fixed;
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++)
-            bytes += charged_planes(store, global_count(store, i), widths[i][state]);
+            bytes += growth(store, i, 0, widths[i][state]);
     if (store->global_cap != 0 && bytes > store->global_cap)
         return stq_error(STQ_CAP_TOO_SMALL, "The saved widths take %llu bytes, the cap is %llu.",
                          (unsigned long long)bytes, (unsigned long long)store->global_cap);
@@ -262,7 +268,7 @@ stq_status stq_store_set_widths(stq_store *store, const uint8_t (*widths)[2]) {
 void stq_store_close(stq_store *store) {
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++)
-            release_difference(store, stq_store_planes(store, i, state), NULL, store->items[i].count);
+            release_difference(store, &store->items[i], stq_store_planes(store, i, state), NULL);
     stq_pool_release(&store->pool, store->arena, store->arena_bytes);
     store->arena = NULL;
 }

@@ -54,6 +54,9 @@ stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]);
  */
 stq_status stq_store_set_widths(stq_store *store, const uint8_t (*widths)[2]);
 
+/* Commits one state before the update pass: its out-planes have their contents already. */
+void stq_store_settle(stq_store *store, size_t index, int state);
+
 /* After the update pass: frees what only the in-planes had; the out-planes become the in-planes. */
 void stq_store_commit(stq_store *store);
 

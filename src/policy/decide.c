@@ -54,6 +54,8 @@ static void add_choice(decision *d, size_t i, int state) {
     stq_choice_sizes(choice, tensor->count, d->policy->granularity);
     if (state == STQ_SECOND_MOMENT)
         consider_sharing(d->policy, tensor, width, choice);
+    if (choice->may_share && choice->present != 0 && choice->shared_bytes > d->reserve)
+        d->reserve = choice->shared_bytes;
 }
 
 /* Lists the choices and takes the bytes of everything else off the budget. */
@@ -73,6 +75,11 @@ static void list_choices(decision *d, size_t tensor_count, int64_t step) {
         }
     if (chooses(policy))
         d->budget = (int64_t)(stq_policy_budget(policy, step) - taken);
+    int64_t lowest = 0;
+    for (size_t i = 0; i < d->count; i++)
+        lowest += stq_choice_bytes(&d->choices[i], policy->config.lowest_bits);
+    if (policy->config.cap_mode == STQ_CAP_PEAK && d->budget - d->reserve >= lowest)
+        d->budget -= d->reserve;
 }
 
 static int64_t bytes_at(const decision *d, uint32_t bits) {

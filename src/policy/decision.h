@@ -11,7 +11,8 @@ typedef struct decision {
     uint8_t *wishes; /* the rule's width for each choice, free of history; 0 = shared */
     size_t count;    /* of choices */
     stq_steps steps;
-    int64_t budget; /* bytes for the planes of the choices */
+    int64_t budget;  /* bytes for the planes of the choices */
+    int64_t reserve; /* bytes of the largest means that a second moment needs before its codes are freed */
 } decision;
 
 /* Moves every choice from its present width towards its wish: at most one bit, demotions when asked for twice in a row,

@@ -14,6 +14,8 @@ double stq_distortion(stq_state state, uint32_t bits) {
     return state == STQ_FIRST_MOMENT ? error_of_m[bits - STQ_LOWEST_BITS] : error_of_v[bits - STQ_LOWEST_BITS];
 }
 
+double stq_policy_coding_error(uint32_t bits) { return stq_distortion(STQ_SECOND_MOMENT, bits); }
+
 double stq_distortion_shared(double ratio) { return 0.25 / ratio; }
 
 double stq_equivalent_bits(double ratio) {

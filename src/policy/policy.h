@@ -54,6 +54,9 @@ uint64_t stq_policy_plane_bytes(int64_t count, uint32_t bits, size_t granularity
 /* The same for one state of a tensor at any width: shared ones too; 0 for float32 states, which lie elsewhere. */
 uint64_t stq_policy_state_bytes(const stq_policy_tensor *tensor, uint32_t bits, size_t granularity);
 
+/* Mean squared error of sqrt(v) over v as coded at 2 to 8 bits, in closed loop. */
+double stq_policy_coding_error(uint32_t bits);
+
 /* Validates the configuration and resolves the cap; `config`, `fixed_bytes` and `granularity` are set by the caller
  * before, everything else is set here. STQ_CAP_TOO_SMALL names the smallest possible cap in bytes and in bits. */
 stq_status stq_policy_init(stq_policy *policy, const stq_policy_tensor *tensors, size_t count, uint64_t parameters);

@@ -39,8 +39,41 @@ static int64_t add_to_columns(int64_t *restrict sums, const float *restrict g, c
     return saturated;
 }
 
+static void raise_row(int64_t *largest, const float *g, int64_t count) {
+    int32_t found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t bits = (int32_t)(stq_float_bits(g[i]) & 0x7fffffffu);
+        found = bits > found ? bits : found;
+    }
+    *largest = found > *largest ? found : *largest;
+}
+
+static void raise_columns(int64_t *restrict largest, const float *restrict g, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        int64_t bits = (int64_t)(stq_float_bits(g[i]) & 0x7fffffffu);
+        largest[i] = bits > largest[i] ? bits : largest[i];
+    }
+}
+
+/* What is done with the gradients: their terms are added to the sums, or the sums raised to the largest magnitudes. */
+typedef enum purpose { ADD_TERMS, FIND_LARGEST } purpose;
+
+static int64_t handle_run(const stq_item *item, int64_t row, int64_t col, const float *g, int64_t count, purpose what) {
+    int64_t *sums = stq_shared_sums(&item->v_in);
+    const float *factors = stq_shared_factors(&item->v_in);
+    bool by_row = item->v_in.bits == STQ_BITS_SHARED_ROW;
+    if (what == ADD_TERMS)
+        return by_row ? add_to_row(&sums[row], g, factors[row], count)
+                      : add_to_columns(sums + col, g, factors + col, count);
+    if (by_row)
+        raise_row(&sums[row], g, count);
+    else
+        raise_columns(sums + col, g, count);
+    return 0;
+}
+
 /* The part of row `row` that lies in the slice, cut to columns first .. end - 1. */
-static int64_t add_part(const stq_item *item, int64_t row, int64_t first, int64_t end) {
+static int64_t handle_row(const stq_item *item, int64_t row, int64_t first, int64_t end, purpose what) {
     int64_t slice = item->first_block * STQ_BLOCK;
     int64_t from = row * item->cols + first, to = row * item->cols + end;
     from = from > slice ? from : slice;
@@ -50,18 +83,13 @@ static int64_t add_part(const stq_item *item, int64_t row, int64_t first, int64_
     for (; from < to; from += RUN) {
         int64_t count = to - from < RUN ? to - from : RUN;
         const float *g = load_run(item, from - slice, count, buffer);
-        int64_t *sums = stq_shared_sums(&item->v_in);
-        const float *factors = stq_shared_factors(&item->v_in);
-        int64_t col = from - row * item->cols;
-        if (item->v_in.bits == STQ_BITS_SHARED_ROW)
-            saturated += add_to_row(&sums[row], g, factors[row], count);
-        else
-            saturated += add_to_columns(sums + col, g, factors + col, count);
+        saturated += handle_run(item, row, from - row * item->cols, g, count, what);
     }
     return saturated;
 }
 
-int64_t stq_shared_add(const stq_item *item, int64_t first, int64_t end) {
+/* The gradients that belong to means first .. end - 1: of those rows, or of those columns of all rows. */
+static int64_t handle_means(const stq_item *item, int64_t first, int64_t end, purpose what) {
     int64_t slice = item->first_block * STQ_BLOCK;
     int64_t first_row = slice / item->cols;
     int64_t end_row = item->count > 0 ? (slice + item->count - 1) / item->cols + 1 : first_row;
@@ -73,22 +101,25 @@ int64_t stq_shared_add(const stq_item *item, int64_t first, int64_t end) {
         end = item->cols;
     }
     for (int64_t row = first_row; row < end_row; row++)
-        saturated += add_part(item, row, first, end);
+        saturated += handle_row(item, row, first, end, what);
     return saturated;
 }
 
-uint32_t stq_shared_largest(const stq_item *item, int64_t first, int64_t end) {
-    int32_t largest = 0;
-    float buffer[RUN];
-    for (; first < end; first += RUN) {
-        int64_t count = end - first < RUN ? end - first : RUN;
-        const float *g = load_run(item, first, count, buffer);
-        for (int64_t i = 0; i < count; i++) {
-            int32_t bits = (int32_t)(stq_float_bits(g[i]) & 0x7fffffffu);
-            largest = bits > largest ? bits : largest;
-        }
+int64_t stq_shared_add(const stq_item *item, int64_t first, int64_t end) {
+    return first < end ? handle_means(item, first, end, ADD_TERMS) : 0;
+}
+
+void stq_shared_largest(const stq_item *item, int64_t first, int64_t end) {
+    if (first < end)
+        (void)handle_means(item, first, end, FIND_LARGEST);
+}
+
+void stq_shared_rescale(const stq_item *item, int64_t first, int64_t end) {
+    int64_t *sums = stq_shared_sums(&item->v_in);
+    for (int64_t k = first; k < end; k++) {
+        stq_shared_factors(&item->v_in)[k] = stq_shared_safe_factor(stq_bits_float((uint32_t)sums[k]));
+        sums[k] = 0;
     }
-    return (uint32_t)largest;
 }
 
 void stq_shared_finish(const stq_item *item, const stq_coefficients *c, int64_t first, int64_t end) {

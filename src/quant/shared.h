@@ -20,7 +20,7 @@
 /* A factor of which no better is known; at 2^100 every gradient that matters saturates. */
 #define STQ_SHARED_UNKNOWN 1.2676506e30f
 
-/* Elements followed one by one, to see whether sharing still pays. */
+/* Elements followed one by one, at most, to see whether sharing still pays. */
 #define STQ_SHARED_PROBES 1024
 
 STQ_INLINE bool stq_is_shared(uint32_t bits) { return bits == STQ_BITS_SHARED_ROW || bits == STQ_BITS_SHARED_COL; }
@@ -35,6 +35,27 @@ STQ_INLINE int64_t stq_shared_index(uint32_t bits, int64_t index, int64_t cols) 
     return bits == STQ_BITS_SHARED_ROW ? index / cols : index % cols;
 }
 
+/* The probes are a grid of elements, spread evenly over rows and columns: probe i is at row i / cols, column i % cols
+ * of it. A tensor of less than 65,536 elements has fewer, so that they take at most half a bit an element. */
+typedef struct stq_shared_grid {
+    int64_t rows; /* of the grid; rows * cols <= STQ_SHARED_PROBES */
+    int64_t cols;
+} stq_shared_grid;
+
+STQ_INLINE stq_shared_grid stq_shared_probe_grid(int64_t rows, int64_t cols) {
+    int64_t side = rows * cols >= 65536 ? 32 : rows * cols >= 16384 ? 16 : 8;
+    stq_shared_grid grid;
+    grid.rows = rows < side ? rows : side;
+    grid.cols = side * side / grid.rows < cols ? side * side / grid.rows : cols;
+    grid.rows = side * side / grid.cols < rows ? side * side / grid.cols : rows;
+    return grid;
+}
+
+STQ_INLINE int64_t stq_shared_probe_count(int64_t rows, int64_t cols) {
+    stq_shared_grid grid = stq_shared_probe_grid(rows, cols);
+    return grid.rows * grid.cols;
+}
+
 /*
  * The planes of a shared second moment lie in one allocation: means, factors, probes, sums, each rounded up to 64
  * bytes. All but the sums is state that the next step needs.
@@ -44,7 +65,8 @@ STQ_INLINE int64_t stq_shared_align(int64_t bytes) { return (bytes + 63) / 64 * 
 
 /* Bytes of the state, and of the whole allocation. */
 STQ_INLINE int64_t stq_shared_state_bytes(uint32_t bits, int64_t rows, int64_t cols) {
-    return 2 * stq_shared_align(4 * stq_shared_count(bits, rows, cols)) + stq_shared_align(4 * STQ_SHARED_PROBES);
+    return 2 * stq_shared_align(4 * stq_shared_count(bits, rows, cols)) +
+           stq_shared_align(4 * stq_shared_probe_count(rows, cols));
 }
 
 STQ_INLINE int64_t stq_shared_bytes(uint32_t bits, int64_t rows, int64_t cols) {
@@ -60,7 +82,7 @@ STQ_INLINE stq_planes stq_shared_planes(void *allocation, uint32_t bits, int64_t
     planes.base = base;
     planes.bit[0] = base + each;
     planes.bit[1] = base + 2 * each;
-    planes.bit[2] = base + 2 * each + stq_shared_align(4 * STQ_SHARED_PROBES);
+    planes.bit[2] = base + 2 * each + stq_shared_align(4 * stq_shared_probe_count(rows, cols));
     planes.bits = bits;
     return planes;
 }
@@ -109,7 +131,7 @@ STQ_INLINE float stq_shared_factor(float mean, float gradient_factor) {
     return factor < STQ_SHARED_UNKNOWN ? factor : STQ_SHARED_UNKNOWN;
 }
 
-/* The factor for sums made again: the largest |g| of the tensor gives a term of at most 2^28. */
+/* The factor for sums made again: the largest |g| of the row or column gives a term of at most 2^28. */
 STQ_INLINE float stq_shared_safe_factor(float largest) {
     float factor = 16384.0f / largest;
     return factor < STQ_SHARED_UNKNOWN ? factor : STQ_SHARED_UNKNOWN;
@@ -120,21 +142,6 @@ STQ_INLINE float stq_shared_mean(float mean, int64_t sum, int64_t elements, floa
     double unit = (double)c->gradient_factor / (double)factor;
     float square = (float)((double)sum / (double)elements * (unit * unit));
     return fmaf(c->beta2, mean, c->one_minus_beta2 * square);
-}
-
-/* The probes are a grid of elements, spread evenly over rows and columns: probe i is at row i / cols, column i % cols
- * of it. */
-typedef struct stq_shared_grid {
-    int64_t rows; /* of the grid; rows * cols <= STQ_SHARED_PROBES */
-    int64_t cols;
-} stq_shared_grid;
-
-STQ_INLINE stq_shared_grid stq_shared_probe_grid(int64_t rows, int64_t cols) {
-    stq_shared_grid grid;
-    grid.rows = rows < 32 ? rows : 32;
-    grid.cols = STQ_SHARED_PROBES / grid.rows < cols ? STQ_SHARED_PROBES / grid.rows : cols;
-    grid.rows = STQ_SHARED_PROBES / grid.cols < rows ? STQ_SHARED_PROBES / grid.cols : rows;
-    return grid;
 }
 
 /* One of `count` positions below `size`: a counter's hash picks it inside its share. `size` * `count` < 2^63. */
@@ -156,8 +163,11 @@ STQ_INLINE int64_t stq_shared_probe(int64_t i, const stq_shared_grid *grid, int6
  */
 int64_t stq_shared_add(const stq_item *item, int64_t first, int64_t end);
 
-/* Largest |g| (its bits) of elements first .. end - 1 of the slice. */
-uint32_t stq_shared_largest(const stq_item *item, int64_t first, int64_t end);
+/* Raises the sums of means `first` .. `end` - 1 to the bits of the largest |g| that belongs to each. */
+void stq_shared_largest(const stq_item *item, int64_t first, int64_t end);
+
+/* Turns the largest magnitudes in the sums into safe factors; the sums are zeroed. */
+void stq_shared_rescale(const stq_item *item, int64_t first, int64_t end);
 
 /* Means first .. end - 1 from their sums, and the factors of the next step; the sums are zeroed. */
 void stq_shared_finish(const stq_item *item, const stq_coefficients *coefficients, int64_t first, int64_t end);
