@@ -22,17 +22,17 @@ enum { DIGESTS = sizeof digest_steps / sizeof digest_steps[0], SENTINEL = 64 };
 
 /* One state's memory: room for every width, with sentinels after each plane. */
 typedef struct state_room {
-    uint8_t *planes[6]; /* nibbles or floats, pairs, four bit planes */
+    uint8_t *planes[7]; /* nibbles, pairs, four bit planes, floats */
     uint16_t *scales;
 } state_room;
 
 static size_t room_bytes(int plane) {
-    static const uint32_t widths[] = {STQ_BITS_FLOAT32, 2, 8, 8, 8, 8};
-    return (size_t)stq_plane_bytes(STEP_CASE_COUNT, widths[plane], plane < 2 ? 0 : (uint32_t)plane - 1);
+    static const uint32_t widths[] = {4, 2, 8, 8, 8, 8, STQ_BITS_FLOAT32};
+    return (size_t)stq_plane_bytes(STEP_CASE_COUNT, widths[plane], plane < 2 || plane == 6 ? 0 : (uint32_t)plane - 1);
 }
 
 static void room_open(state_room *room) {
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 7; i++) {
         room->planes[i] = malloc(room_bytes(i) + SENTINEL);
         memset(room->planes[i], 0xa5, room_bytes(i) + SENTINEL);
     }
@@ -49,7 +49,7 @@ static bool sentinel_stands(const void *begin) {
 
 static bool room_close(state_room *room) {
     bool stands = sentinel_stands(room->scales + STEP_CASE_BLOCKS);
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 7; i++) {
         stands = stands && sentinel_stands(room->planes[i] + room_bytes(i));
         free(room->planes[i]);
     }
@@ -62,7 +62,7 @@ static stq_planes room_planes(const state_room *room, uint32_t bits) {
     stq_planes planes = {.bits = bits};
     if (bits == 0)
         return planes;
-    planes.base = room->planes[bits < 4];
+    planes.base = room->planes[bits == STQ_BITS_FLOAT32 ? 6 : bits < 4];
     if (bits == STQ_BITS_FLOAT32)
         return planes;
     planes.scales = room->scales;

@@ -4,50 +4,86 @@
  * byte for byte: the same IEEE operations in the same order; only the integer work in between is arranged differently,
  * and says why that is the same.
  *
- * A block of 128 values passes through phases that hand it on in a workspace of the level-1 cache: decode m, decode v,
- * new moments, encode m, encode v, new parameters. Each phase is compiled once per width or dtype and chosen once per
- * item, so that 7 + 7 decoders and 7 + 7 encoders serve all pairs of widths, transitions included. Processors execute
- * the independent phases of neighbouring blocks side by side: the slow square roots and divisions run while the next
- * block is decoded.
+ * Blocks go through in chunks of eight, in stages that hand them on in a workspace of the level-1 cache: planes are
+ * unpacked into codes of one byte; codes become values, new moments and new parameters in one loop; the ranges of the
+ * moments become scale words, the chunk's blocks side by side in the lanes; moments become codes and planes. Only
+ * packing and unpacking know the width: codes are aligned so that everything else is the same for all widths, or for
+ * those up to 5 bits and those above. So 7 + 7 + 7 small functions serve all 49 pairs of widths, transitions included,
+ * and nothing branches per value.
  *
  * The vector layer:
- *   LANES, vfloat, vint   a vector of LANES floats or 32-bit integers
- *   vf_..., vi_...        arithmetic on them, named after what it does
- *   pack, unpack          between 128 codes of one byte each and the planes of a block
- *   decode_m_codes, decode_v_codes   codes to values; portable ones are in decode_template.h
- *   store_sign_codes, store_third_bytes   the last step of encoding: four vectors to 4 LANES code bytes
- *   first_fitting_shift   of the eight lattices of a width the first that covers a block
+ *   LANES, vfloat, vint, vcount   a vector of LANES floats or 32-bit integers, and a shift common to all lanes
+ *   vf_..., vi_...                arithmetic, named after what it does
+ *   unpack, pack                  between the planes of a block and 128 codes of one byte
+ *   m_source, v_source, m_value, v_value   from codes to values
+ *   store_sign_codes, store_third_bytes    the last step to codes: four vectors to 4 LANES bytes
  */
 
-/* What the phases of one block hand on. */
+/* Blocks in a chunk: so few that a chunk stays in the cache together with its gradients and parameters. */
+enum { CHUNK = 8, CHUNK_LANES = CHUNK < LANES ? LANES : CHUNK };
+
+/* How the second moments of a block are rounded. */
+enum {
+    V_PLAIN,   /* every value is positive and above the lattice's floor */
+    V_GENERAL, /* some are 0 or below it */
+    V_WIDE,    /* cells of more than an octave */
+    V_CUT,     /* the lattice is cut short by the largest float */
+    V_ZERO,    /* every value is 0 */
+    V_UNKNOWN
+};
+
+/* What the stages hand on. Arrays of CHUNK_LANES have an entry for each block; those after the chunk's last block hold
+ * anything. */
 typedef struct workspace {
-    _Alignas(64) float m[STQ_BLOCK];
-    _Alignas(64) float v[STQ_BLOCK];
-    uint32_t dead_bits; /* bits of the lowest level of m_in; those of a NaN where there is none */
-    uint32_t m_largest; /* bits of the largest magnitude of m */
-    uint32_t v_largest; /* largest and smallest bits of v; 0 counts */
-    uint32_t v_lowest;
-    bool padded; /* zeros follow the block's values: they keep code 0 and do not count as values */
+    _Alignas(64) float m[CHUNK][STQ_BLOCK];
+    _Alignas(64) float v[CHUNK][STQ_BLOCK];
+    _Alignas(64) uint8_t m_codes[CHUNK][STQ_BLOCK];
+    _Alignas(64) uint8_t v_codes[CHUNK][STQ_BLOCK];
+    _Alignas(64) uint32_t m_largest[CHUNK_LANES]; /* bits of the largest magnitude of m */
+    _Alignas(64) uint32_t v_largest[CHUNK_LANES]; /* largest and smallest bits of v, where 0 counts */
+    _Alignas(64) uint32_t v_lowest[CHUNK_LANES];
+    _Alignas(64) uint32_t m_word[CHUNK_LANES]; /* scale words */
+    _Alignas(64) uint32_t v_word[CHUNK_LANES];
+    _Alignas(64) float m_inverse[CHUNK_LANES];
+    _Alignas(
+        64) uint32_t m_careful[CHUNK_LANES]; /* not 0: needs the prescale, or a magnitude rounds past the last level */
+    _Alignas(64) uint32_t v_path[CHUNK_LANES];
+    _Alignas(64) uint32_t v_key[CHUNK_LANES];
+    int64_t first; /* the chunk's first block */
+    int blocks;    /* 1 to CHUNK */
+    int count;     /* values of a block: 128, or less if the only block is partial */
+    /* Gradients and parameters that are not float32, or of a partial block. */
+    _Alignas(64) float g[CHUNK][STQ_BLOCK];
+    _Alignas(64) float p[CHUNK][STQ_BLOCK];
 } workspace;
 
-typedef void decode_phase(float *to, const stq_planes *planes, int64_t block, int count, const float *levels);
-typedef void moments_phase(workspace *work, const void *gradient, const stq_coefficients *coefficients);
-typedef void encode_phase(const workspace *work, const stq_planes *planes, int64_t block, int count, uint32_t key);
-typedef void parameter_phase(const workspace *work, void *parameter, const stq_coefficients *coefficients,
-                             const float *coded, uint32_t key);
+/* The stages chosen for one item and what they share. */
+typedef struct item_plan item_plan;
+typedef void unpack_stage(uint8_t *codes, const stq_planes *planes, int64_t first, int blocks);
+typedef void advance_stage(workspace *work, float *parameter, const float *gradient, const item_plan *plan);
+typedef void encode_stage(const workspace *work, const stq_planes *planes);
 
-/* The phases chosen for one item and what they share. */
-typedef struct item_plan {
+/* How the codes of one width become values of m. */
+typedef struct m_decoder {
+    unpack_stage *unpack;
+    float lowest;             /* the lowest level, relative to the scale */
+    uint32_t offset;          /* see m_by_arithmetic */
+    float levels[STQ_LEVELS]; /* of all narrow codes */
+} m_decoder;
+
+struct item_plan {
     const stq_item *item;
     const stq_coefficients *coefficients;
-    decode_phase *decode_m, *decode_v, *decode_m_out;
-    moments_phase *moments;
-    encode_phase *encode_m, *encode_v;
-    parameter_phase *parameters;
-    bool shared;              /* v_in holds means, already those of this step */
-    float levels[STQ_LEVELS]; /* of m_in, see fill_levels */
-    float levels_out[STQ_LEVELS];
-} item_plan;
+    m_decoder m_in, m_out;
+    unpack_stage *unpack_v;
+    advance_stage *advance; /* from codes, or from floats where a state has no planes or float32 ones */
+    bool m_from_floats;
+    bool v_from_floats;
+    bool shared; /* v_in holds means */
+    encode_stage *encode_m, *encode_v;
+    uint32_t v_key; /* the part of stq_block_key that all blocks share */
+    uint32_t parameter_key;
+};
 
 /* ---- Random numbers ---- */
 
@@ -71,106 +107,173 @@ INLINE vint hash(vint x) {
 
 /* ---- Decoding ---- */
 
-/* The levels of all codes below 32 of a width of m, relative to the scale, with sign; widths above 5 bits have their
- * magnitudes alone. */
-static void fill_levels(float *levels, uint32_t bits) {
-    for (uint32_t code = 0; code < STQ_LEVELS && bits >= 2 && bits <= 8; code++) {
-        uint32_t magnitude = bits > 5 ? code : code & ((1u << (bits - 1)) - 1);
-        float level = stq_m_level(magnitude, bits);
-        levels[code] = bits <= 5 && (code >> (bits - 1) & 1) != 0 ? -level : level;
+INLINE bool is_coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
+
+INLINE bool is_narrow(uint32_t bits) { return bits <= NARROW_BITS; }
+
+/* Where the most significant bit of an unpacked code of this width is: narrow codes fill the low NARROW_BITS bits of
+ * their byte from above, others the whole byte, so that what follows need not know the width. */
+INLINE uint32_t alignment(uint32_t bits) { return is_narrow(bits) ? NARROW_BITS : 8; }
+
+#define DEFINE_UNPACK(BITS)                                                                          \
+    static void unpack_##BITS(uint8_t *codes, const stq_planes *planes, int64_t first, int blocks) { \
+        for (int i = 0; i < blocks; i++)                                                             \
+            unpack(codes + i * STQ_BLOCK, planes, first + i, BITS, alignment(BITS));                 \
     }
-}
+DEFINE_UNPACK(2)
+DEFINE_UNPACK(3)
+DEFINE_UNPACK(4)
+DEFINE_UNPACK(5)
+DEFINE_UNPACK(6)
+DEFINE_UNPACK(7)
+DEFINE_UNPACK(8)
 
-INLINE void decode_m(float *to, const stq_planes *planes, int64_t block, const float *levels, const uint32_t bits) {
-    _Alignas(64) uint8_t codes[STQ_BLOCK];
-    unpack(codes, planes, block, bits);
-    decode_m_codes(to, codes, stq_m_scale(planes->scales[block]), levels, bits);
-}
+/* Indexed by width. */
+static unpack_stage *const unpack_stages[] = {NULL,     NULL,     unpack_2, unpack_3, unpack_4,
+                                              unpack_5, unpack_6, unpack_7, unpack_8};
 
-INLINE void decode_v(float *to, const stq_planes *planes, int64_t block, const uint32_t bits) {
-    _Alignas(64) uint8_t codes[STQ_BLOCK];
-    unpack(codes, planes, block, bits);
-    stq_lattice lattice = stq_v_lattice(planes->scales[block], bits);
-    decode_v_codes(to, codes, lattice.low, lattice.shift, lattice.first, bits);
-}
-
-#define DEFINE_DECODERS(BITS)                                                                                         \
-    static void decode_m_##BITS(float *to, const stq_planes *planes, int64_t block, int count, const float *levels) { \
-        (void)count;                                                                                                  \
-        decode_m(to, planes, block, levels, BITS);                                                                    \
-    }                                                                                                                 \
-    static void decode_v_##BITS(float *to, const stq_planes *planes, int64_t block, int count, const float *levels) { \
-        (void)count, (void)levels;                                                                                    \
-        decode_v(to, planes, block, BITS);                                                                            \
+static m_decoder make_m_decoder(uint32_t bits) {
+    m_decoder decoder;
+    decoder.unpack = NULL;
+    if (!is_coded(bits))
+        return decoder;
+    decoder.unpack = unpack_stages[bits];
+    decoder.lowest = stq_m_level(0, bits);
+    decoder.offset = STQ_ONE_BITS + (1u << (24 - bits));
+    for (int i = 0; i < STQ_LEVELS; i += LANES) {
+        vint code = vi_shift_left(vi_add(vi_lane_numbers(), vi_all((uint32_t)i)), 8 - NARROW_BITS);
+        vf_store(decoder.levels + i, m_by_arithmetic(code, vf_all(1.0f), vi_all(decoder.offset)));
     }
-DEFINE_DECODERS(2)
-DEFINE_DECODERS(3)
-DEFINE_DECODERS(4)
-DEFINE_DECODERS(5)
-DEFINE_DECODERS(6)
-DEFINE_DECODERS(7)
-DEFINE_DECODERS(8)
+    return decoder;
+}
 
-static void decode_zeros(float *to, const stq_planes *planes, int64_t block, int count, const float *levels) {
-    (void)planes, (void)block, (void)count, (void)levels;
+INLINE v_source v_source_of(const stq_planes *planes, int64_t block) {
+    stq_lattice lattice = stq_v_lattice(planes->scales[block], planes->bits);
+    return make_v_source(lattice.low, lattice.shift - (alignment(planes->bits) - planes->bits), lattice.first);
+}
+
+INLINE m_source m_source_of(const m_decoder *decoder, const stq_planes *planes, int64_t block) {
+    return make_m_source(stq_m_scale(planes->scales[block]), decoder->levels, decoder->offset);
+}
+
+INLINE void values_of_m(float *to, const uint8_t *codes, const m_source *source, const bool narrow) {
+    for (int i = 0; i < STQ_BLOCK; i += LANES)
+        vf_store(to + i, m_value(source, load_codes(codes + i), narrow));
+}
+
+INLINE void values_of_v(float *to, const uint8_t *codes, const v_source *source, const bool narrow) {
+    for (int i = 0; i < STQ_BLOCK; i += LANES)
+        vf_store(to + i, v_value(source, load_codes(codes + i), narrow));
+}
+
+/* A state without codes: zeros, or `count` floats; 128 values in any case. */
+static void load_floats(float *to, const stq_planes *planes, int64_t block, int count) {
     memset(to, 0, STQ_BLOCK * sizeof *to);
+    if (planes->bits == STQ_BITS_FLOAT32)
+        memcpy(to, (const float *)(const void *)planes->base + block * STQ_BLOCK, (size_t)count * sizeof *to);
 }
 
-static void decode_float32(float *to, const stq_planes *planes, int64_t block, int count, const float *levels) {
-    (void)levels;
-    memcpy(to, (const float *)(const void *)planes->base + block * STQ_BLOCK, (size_t)count * sizeof *to);
-    memset(to + count, 0, (size_t)(STQ_BLOCK - count) * sizeof *to);
+static void decode_m(float *to, const m_decoder *decoder, const stq_planes *planes, int64_t block, int count) {
+    _Alignas(64) uint8_t codes[STQ_BLOCK];
+    if (!is_coded(planes->bits)) {
+        load_floats(to, planes, block, count);
+        return;
+    }
+    decoder->unpack(codes, planes, block, 1);
+    m_source source = m_source_of(decoder, planes, block);
+    if (is_narrow(planes->bits))
+        values_of_m(to, codes, &source, true);
+    else
+        values_of_m(to, codes, &source, false);
 }
 
-/* Tables of phases are indexed by width, float32 at 1. */
-static uint32_t width_index(uint32_t bits) { return bits == STQ_BITS_FLOAT32 ? 1 : bits; }
-
-static decode_phase *const m_decoders[] = {decode_zeros, decode_float32, decode_m_2, decode_m_3, decode_m_4,
-                                           decode_m_5,   decode_m_6,     decode_m_7, decode_m_8};
-static decode_phase *const v_decoders[] = {decode_zeros, decode_float32, decode_v_2, decode_v_3, decode_v_4,
-                                           decode_v_5,   decode_v_6,     decode_v_7, decode_v_8};
-
-/* ---- New moments ---- */
-
-INLINE vfloat load_float(const void *array, int index, const uint32_t dtype) {
-    if (dtype == STQ_BFLOAT16)
-        return vf_load_bfloat16((const uint16_t *)array + index);
-    if (dtype == STQ_FLOAT16)
-        return vf_load_float16((const uint16_t *)array + index);
-    return vf_load((const float *)array + index);
+static void decode_v(float *to, const stq_planes *planes, int64_t block, int count) {
+    _Alignas(64) uint8_t codes[STQ_BLOCK];
+    if (!is_coded(planes->bits)) {
+        load_floats(to, planes, block, count);
+        return;
+    }
+    unpack_stages[planes->bits](codes, planes, block, 1);
+    v_source source = v_source_of(planes, block);
+    if (is_narrow(planes->bits))
+        values_of_v(to, codes, &source, true);
+    else
+        values_of_v(to, codes, &source, false);
 }
 
-/* m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2) g^2 and their ranges. vf_decay_m takes m as 0 where it is at
- * its lowest level and g is 0. */
-INLINE void moments(workspace *work, const void *gradient, const stq_coefficients *c, const uint32_t dtype) {
+/* ---- Moments and parameters ---- */
+
+/* What a value of a moment is made from: the old one from codes or floats, a shared v from floats that are those of
+ * this step already. */
+enum { NARROW_CODES, WIDE_CODES, FLOATS, SHARED };
+
+/* m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2) g^2, p' = decay p - step_size m' / (sqrt(v') + epsilon), and
+ * the ranges of m' and v'. vf_decay_m takes m as 0 where it is at its lowest level and g is 0. */
+INLINE void advance(workspace *work, float *parameter, const float *gradient, const item_plan *plan, const int m_kind,
+                    const int v_kind) {
+    const stq_coefficients *c = plan->coefficients;
+    const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
     const vfloat factor = vf_all(c->gradient_factor);
     const vfloat beta1 = vf_all(c->beta1), one_minus_beta1 = vf_all(c->one_minus_beta1);
     const vfloat beta2 = vf_all(c->beta2), one_minus_beta2 = vf_all(c->one_minus_beta2);
-    const vint dead = vi_all(work->dead_bits);
-    vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(UINT32_MAX);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        vfloat g = vf_multiply(load_float(gradient, i, dtype), factor);
-        vfloat m = vf_decay_m(beta1, vf_load(work->m + i), vf_multiply(one_minus_beta1, g), g, dead);
-        vfloat v = vf_fma(beta2, vf_load(work->v + i), vf_multiply(one_minus_beta2, vf_multiply(g, g)));
-        vf_store(work->m + i, m);
-        vf_store(work->v + i, v);
-        m_largest = vi_larger(m_largest, vi_magnitude(m));
-        v_largest = vi_larger(v_largest, vi_bits(v));
-        v_lowest = vi_smaller(v_lowest, vi_bits(v));
+    const vfloat decay = vf_all(c->decay), epsilon = vf_all(c->epsilon), minus_step = vf_all(-c->step_size);
+    for (int block = 0; block < work->blocks; block++) {
+        float *m_values = work->m[block], *v_values = work->v[block];
+        const uint8_t *m_codes = work->m_codes[block], *v_codes = work->v_codes[block];
+        float lowest = is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[work->first + block]) : NAN;
+        const vint dead = vi_bits(vf_all(lowest));
+        m_source m_from;
+        v_source v_from;
+        if (m_kind != FLOATS)
+            m_from = m_source_of(&plan->m_in, m_in, work->first + block);
+        if (v_kind == NARROW_CODES || v_kind == WIDE_CODES)
+            v_from = v_source_of(v_in, work->first + block);
+        vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(UINT32_MAX);
+        UNROLL
+        for (int i = 0; i < STQ_BLOCK; i += LANES) {
+            vfloat m = m_kind == FLOATS ? vf_load(m_values + i)
+                                        : m_value(&m_from, load_codes(m_codes + i), m_kind == NARROW_CODES);
+            vfloat v = v_kind == FLOATS || v_kind == SHARED
+                           ? vf_load(v_values + i)
+                           : v_value(&v_from, load_codes(v_codes + i), v_kind == NARROW_CODES);
+            vfloat g = vf_multiply(vf_load(gradient + i), factor);
+            m = vf_decay_m(beta1, m, vf_multiply(one_minus_beta1, g), g, dead);
+            if (v_kind != SHARED)
+                v = vf_fma(beta2, v, vf_multiply(one_minus_beta2, vf_multiply(g, g)));
+            vfloat p = vf_multiply(vf_load(parameter + i), decay);
+            p = vf_fma(minus_step, vf_divide(m, vf_add(vf_square_root(v), epsilon)), p);
+            vf_store(parameter + i, p);
+            vf_store(m_values + i, m);
+            m_largest = vi_larger(m_largest, vi_magnitude(m));
+            if (v_kind != SHARED) {
+                vf_store(v_values + i, v);
+                v_largest = vi_larger(v_largest, vi_bits(v));
+                v_lowest = vi_smaller(v_lowest, vi_bits(v));
+            }
+        }
+        vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest[block], &work->v_largest[block],
+                  &work->v_lowest[block]);
+        parameter += STQ_BLOCK;
+        gradient += STQ_BLOCK;
     }
-    vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest, &work->v_largest, &work->v_lowest);
 }
 
-#define DEFINE_MOMENTS(NAME, DTYPE)                                                                           \
-    static void moments_##NAME(workspace *work, const void *gradient, const stq_coefficients *coefficients) { \
-        moments(work, gradient, coefficients, DTYPE);                                                         \
+#define DEFINE_ADVANCE(NAME, M_KIND, V_KIND)                                                                      \
+    static void advance_##NAME(workspace *work, float *parameter, const float *gradient, const item_plan *plan) { \
+        advance(work, parameter, gradient, plan, M_KIND, V_KIND);                                                 \
     }
-DEFINE_MOMENTS(float32, STQ_FLOAT32)
-DEFINE_MOMENTS(bfloat16, STQ_BFLOAT16)
-DEFINE_MOMENTS(float16, STQ_FLOAT16)
+DEFINE_ADVANCE(narrow_narrow, NARROW_CODES, NARROW_CODES)
+DEFINE_ADVANCE(narrow_wide, NARROW_CODES, WIDE_CODES)
+DEFINE_ADVANCE(wide_narrow, WIDE_CODES, NARROW_CODES)
+DEFINE_ADVANCE(wide_wide, WIDE_CODES, WIDE_CODES)
+DEFINE_ADVANCE(floats, FLOATS, FLOATS)
+DEFINE_ADVANCE(narrow_shared, NARROW_CODES, SHARED)
+DEFINE_ADVANCE(wide_shared, WIDE_CODES, SHARED)
+DEFINE_ADVANCE(floats_shared, FLOATS, SHARED)
 
-static moments_phase *const moments_phases[] = {moments_float32, moments_bfloat16, moments_float16};
+/* Indexed by whether m and v are narrow. */
+static advance_stage *const advance_stages[2][2] = {{advance_wide_wide, advance_wide_narrow},
+                                                    {advance_narrow_wide, advance_narrow_narrow}};
 
 /* ---- Encoding the first moment ---- */
 
@@ -193,17 +296,33 @@ INLINE void quantise_m(uint8_t *codes, const float *m, float inverse, float pres
     }
 }
 
-INLINE void encode_m(const float *m, uint32_t largest, const stq_planes *planes, int64_t block, const uint32_t bits) {
-    _Alignas(64) uint8_t codes[STQ_BLOCK];
-    uint32_t word = stq_m_scale_word(largest);
-    float inverse = stq_m_inverse(word);
-    float prescale = stq_m_prescale(word);
-    if (prescale == 1.0f && fmaf(stq_bits_float(largest), inverse, 1.0f) < 4.0f)
-        quantise_m(codes, m, inverse, 1.0f, false);
-    else
-        quantise_m(codes, m, inverse, prescale, true);
-    planes->scales[block] = (uint16_t)word;
-    pack(planes, block, codes, bits, 8 - bits);
+INLINE void encode_m(const workspace *work, const stq_planes *planes, const uint32_t bits) {
+    for (int block = 0; block < work->blocks; block++) {
+        _Alignas(64) uint8_t codes[STQ_BLOCK];
+        if (work->m_careful[block])
+            quantise_m(codes, work->m[block], work->m_inverse[block], stq_m_prescale(work->m_word[block]), true);
+        else
+            quantise_m(codes, work->m[block], work->m_inverse[block], 1.0f, false);
+        planes->scales[work->first + block] = (uint16_t)work->m_word[block];
+        pack(planes, work->first + block, codes, bits, 8 - bits);
+    }
+}
+
+/* stq_m_scale_word, stq_m_prescale and stq_m_inverse of all blocks. */
+static void prepare_m(workspace *work) {
+    for (int i = 0; i < CHUNK; i += LANES) {
+        vint largest = vi_load(work->m_largest + i);
+        vint word = vi_smaller(vi_shift_right(vi_add(largest, vi_all(0xffff)), 16), vi_all(0x7f7f));
+        vint tiny = vi_less(word, vi_all(27u << 7));
+        vfloat prescale = vf_from_bits(vi_select(tiny, vi_bits(vf_all(0x1p64f)), vi_bits(vf_all(1.0f))));
+        vfloat scale = vf_multiply(vf_from_bits(vi_shift_left(word, 16)), prescale);
+        vfloat inverse = vf_zero_where_zero(scale, vf_divide(vf_all(3.0f), scale));
+        vint t = vi_bits(vf_fma(vf_from_bits(largest), inverse, vf_all(1.0f)));
+        vint in_range = vi_less(t, vi_bits(vf_all(4.0f)));
+        vi_store(work->m_word + i, word);
+        vf_store(work->m_inverse + i, inverse);
+        vi_store(work->m_careful + i, vi_select(in_range, tiny, vi_all(1)));
+    }
 }
 
 /* ---- Encoding the second moment ---- */
@@ -281,56 +400,87 @@ static uint32_t lowest_positive(const float *v, int count) {
     return lowest + 1;
 }
 
-/* stq_v_scale_word with its search over eight lattices done at once. */
-INLINE uint32_t v_scale_word(uint32_t largest, uint32_t lowest, uint32_t has_zero, const uint32_t bits) {
-    if (largest > STQ_LARGEST_FLOAT_BITS || largest == 0)
-        return stq_v_scale_word(largest, lowest, has_zero, bits);
-    uint32_t floor_bits = largest > (24u << 23) ? largest - (24u << 23) : 1;
-    lowest = lowest > floor_bits ? lowest : floor_bits;
-    uint32_t finest = stq_v_coarsest(bits) - 7;
-    uint32_t fitting = first_fitting_shift(lowest, largest, has_zero, finest, bits);
-    if (fitting == 8)
-        return stq_v_scale_word(largest, lowest, has_zero, bits);
-    bool fits;
-    uint32_t low = stq_v_low(lowest, largest, has_zero, finest + fitting, bits, &fits);
-    return low >> 19 << 4 | fitting << 1 | (has_zero == 0 && low > 0);
+INLINE void encode_v(const workspace *work, const stq_planes *planes, const uint32_t bits) {
+    for (int block = 0; block < work->blocks; block++) {
+        _Alignas(64) uint8_t codes[STQ_BLOCK];
+        const float *v = work->v[block];
+        stq_lattice lattice = stq_v_lattice(work->v_word[block], bits);
+        if (work->v_path[block] == V_PLAIN)
+            quantise_v(codes, v, &lattice, work->v_key[block], bits, false);
+        else if (work->v_path[block] == V_GENERAL)
+            quantise_v(codes, v, &lattice, work->v_key[block], bits, true);
+        else if (work->v_path[block] == V_WIDE)
+            quantise_v_wide(codes, v, &lattice, work->v_key[block]);
+        else if (work->v_path[block] == V_CUT)
+            quantise_v_slowly(codes, v, &lattice, work->v_key[block]);
+        else
+            memset(codes, 0, sizeof codes);
+        planes->scales[work->first + block] = (uint16_t)work->v_word[block];
+        pack(planes, work->first + block, codes, bits, 0);
+    }
 }
 
-INLINE void encode_v(const workspace *work, const stq_planes *planes, int64_t block, int count, uint32_t key,
-                     const uint32_t bits) {
-    _Alignas(64) uint8_t codes[STQ_BLOCK];
-    const float *v = work->v;
-    uint32_t largest = work->v_largest, lowest = work->v_lowest, has_zero = 0;
-    if (lowest == 0) {
-        lowest = lowest_positive(v, count);
-        has_zero = 1;
-    }
-    uint32_t word = v_scale_word(largest, lowest, has_zero, bits);
+/* The scale word and the path of any block. */
+static __attribute__((noinline)) void prepare_any_v(workspace *work, int block, uint32_t bits) {
+    uint32_t largest = work->v_largest[block], lowest = work->v_lowest[block], has_zero = lowest == 0;
+    if (has_zero)
+        lowest = lowest_positive(work->v[block], work->count);
+    uint32_t word = stq_v_scale_word(largest, lowest, has_zero, bits);
     stq_lattice lattice = stq_v_lattice(word, bits);
-    bool cut = lattice.last != (1u << bits) - 1 || largest > STQ_LARGEST_FLOAT_BITS;
-    bool general = has_zero || work->padded || lowest < lattice.low + (lattice.first << lattice.shift);
-    if (cut)
-        quantise_v_slowly(codes, v, &lattice, key);
+    uint32_t path = V_PLAIN;
+    if (largest == 0)
+        path = V_ZERO;
+    else if (lattice.last != (1u << bits) - 1 || largest > STQ_LARGEST_FLOAT_BITS)
+        path = V_CUT;
     else if (lattice.shift > 23)
-        quantise_v_wide(codes, v, &lattice, key);
-    else if (general)
-        quantise_v(codes, v, &lattice, key, bits, true);
-    else
-        quantise_v(codes, v, &lattice, key, bits, false);
-    planes->scales[block] = (uint16_t)word;
-    pack(planes, block, codes, bits, 0);
+        path = V_WIDE;
+    else if (has_zero || work->count < STQ_BLOCK || lowest < lattice.low + (lattice.first << lattice.shift))
+        path = V_GENERAL;
+    work->v_word[block] = word;
+    work->v_path[block] = path;
 }
 
-#define DEFINE_ENCODERS(BITS)                                                                              \
-    static void encode_m_##BITS(const workspace *work, const stq_planes *planes, int64_t block, int count, \
-                                uint32_t key) {                                                            \
-        (void)count, (void)key;                                                                            \
-        encode_m(work->m, work->m_largest, planes, block, BITS);                                           \
-    }                                                                                                      \
-    static void encode_v_##BITS(const workspace *work, const stq_planes *planes, int64_t block, int count, \
-                                uint32_t key) {                                                            \
-        encode_v(work, planes, block, count, key, BITS);                                                   \
+/*
+ * The same for all blocks. Of whole blocks of positive, finite values not too far apart the lattice is found without a
+ * search: with largest - lowest of n bits one of shift s fits only if span 2^s is at least that, for which s >= n -
+ * bits is necessary, and s + 1 always does: its span is then at least 3/4 2^(n + 1), twice the range with a grain to
+ * spare. The finest shift is 21 - bits. `key` belongs to the chunk's first block; see block_key.
+ */
+static void prepare_v(workspace *work, uint32_t bits, uint32_t key) {
+    const uint32_t finest = stq_v_coarsest(bits) - 7;
+    const vint span = vi_all((1u << bits) - 1), nineteen = vi_all(19);
+    for (int i = 0; i < CHUNK; i += LANES) {
+        vint number = vi_add(vi_lane_numbers(), vi_all((uint32_t)i));
+        vi_store(work->v_key + i, hash(vi_add(vi_all(key), vi_multiply(number, vi_all(0x9e3779b9u)))));
+        vint largest = vi_load(work->v_largest + i), lowest = vi_load(work->v_lowest + i);
+        vint range = vi_subtract(largest, lowest);
+        vint some = vi_or(range, vi_all(1));
+        vint top_bit = vi_and_not(vi_shift_right(some, 1), some); /* and bits below the next: no rounding up */
+        vint length = vi_subtract(vi_shift_right(vi_bits(vf_from_integers(top_bit)), 23), vi_all(126));
+        vint shift = vi_subtract(vi_larger(length, vi_all(21)), vi_all(bits));
+        vint grain = vi_larger(shift, nineteen);
+        vint low = vi_shift_left_each(vi_shift_right_each(lowest, grain), grain);
+        shift = vi_subtract(shift, vi_less(vi_add(low, vi_shift_left_each(span, shift)), largest));
+        grain = vi_larger(shift, nineteen);
+        low = vi_shift_left_each(vi_shift_right_each(lowest, grain), grain);
+        vint last = vi_add(low, vi_shift_left_each(span, shift));
+        vint usual = vi_and(vi_less(vi_all(0), low), vi_less(range, vi_all((24u << 23) + 1)));
+        usual = vi_and(usual, vi_less(shift, vi_all(finest + 8)));
+        usual = vi_and(usual, vi_less(last, vi_all(STQ_LARGEST_FLOAT_BITS + 1)));
+        vint path = vi_select(vi_less(shift, vi_all(24)), vi_all(V_PLAIN), vi_all(V_WIDE));
+        vint word =
+            vi_or(vi_shift_left(vi_shift_right(low, 19), 4), vi_shift_left(vi_subtract(shift, vi_all(finest)), 1));
+        vi_store(work->v_word + i, vi_or(word, vi_all(1)));
+        vi_store(work->v_path + i, vi_select(usual, path, vi_all(V_UNKNOWN)));
     }
+    for (int block = 0; block < work->blocks; block++)
+        if (work->v_path[block] == V_UNKNOWN || work->count < STQ_BLOCK)
+            prepare_any_v(work, block, bits);
+}
+
+#define DEFINE_ENCODERS(BITS)                                                                                      \
+    static void encode_m_##BITS(const workspace *work, const stq_planes *planes) { encode_m(work, planes, BITS); } \
+    static void encode_v_##BITS(const workspace *work, const stq_planes *planes) { encode_v(work, planes, BITS); }
 DEFINE_ENCODERS(2)
 DEFINE_ENCODERS(3)
 DEFINE_ENCODERS(4)
@@ -339,27 +489,37 @@ DEFINE_ENCODERS(6)
 DEFINE_ENCODERS(7)
 DEFINE_ENCODERS(8)
 
-static void store_m_float32(const workspace *work, const stq_planes *planes, int64_t block, int count, uint32_t key) {
-    (void)key;
-    memcpy((float *)(void *)planes->base + block * STQ_BLOCK, work->m, (size_t)count * sizeof(float));
+static void store_float32(const float *from, const workspace *work, const stq_planes *planes) {
+    memcpy((float *)(void *)planes->base + work->first * STQ_BLOCK, from,
+           (size_t)(work->blocks * work->count) * sizeof *from);
 }
 
-static void store_v_float32(const workspace *work, const stq_planes *planes, int64_t block, int count, uint32_t key) {
-    (void)key;
-    memcpy((float *)(void *)planes->base + block * STQ_BLOCK, work->v, (size_t)count * sizeof(float));
+static void store_m_float32(const workspace *work, const stq_planes *planes) {
+    store_float32(work->m[0], work, planes);
+}
+
+static void store_v_float32(const workspace *work, const stq_planes *planes) {
+    store_float32(work->v[0], work, planes);
 }
 
 /* A shared v that stays shared. */
-static void keep_v(const workspace *work, const stq_planes *planes, int64_t block, int count, uint32_t key) {
-    (void)work, (void)planes, (void)block, (void)count, (void)key;
+static void keep_v(const workspace *work, const stq_planes *planes) { (void)work, (void)planes; }
+
+/* Indexed by width. */
+static encode_stage *const m_encoders[] = {NULL,       NULL,       encode_m_2, encode_m_3, encode_m_4,
+                                           encode_m_5, encode_m_6, encode_m_7, encode_m_8};
+static encode_stage *const v_encoders[] = {NULL,       NULL,       encode_v_2, encode_v_3, encode_v_4,
+                                           encode_v_5, encode_v_6, encode_v_7, encode_v_8};
+
+/* ---- Gradients and parameters of other types ---- */
+
+INLINE vfloat load_float(const void *array, int index, const uint32_t dtype) {
+    if (dtype == STQ_BFLOAT16)
+        return vf_load_bfloat16((const uint16_t *)array + index);
+    if (dtype == STQ_FLOAT16)
+        return vf_load_float16((const uint16_t *)array + index);
+    return vf_load((const float *)array + index);
 }
-
-static encode_phase *const m_encoders[] = {NULL,       store_m_float32, encode_m_2, encode_m_3, encode_m_4,
-                                           encode_m_5, encode_m_6,      encode_m_7, encode_m_8};
-static encode_phase *const v_encoders[] = {NULL,       store_v_float32, encode_v_2, encode_v_3, encode_v_4,
-                                           encode_v_5, encode_v_6,      encode_v_7, encode_v_8};
-
-/* ---- New parameters ---- */
 
 INLINE void store_parameter(void *array, int index, vfloat value, vint word, const uint32_t dtype) {
     if (dtype == STQ_BFLOAT16)
@@ -370,137 +530,197 @@ INLINE void store_parameter(void *array, int index, vfloat value, vint word, con
         vf_store((float *)array + index, value);
 }
 
-/* p' = decay p - step_size m / (sqrt(v) + epsilon), and with error compensation a share of the rounding error of m.
- * `key` is the block's key of the stream of the stochastic rounding. */
-INLINE void parameters(const workspace *work, void *parameter, const stq_coefficients *c, const float *coded,
-                       uint32_t key, const uint32_t dtype) {
-    const vfloat decay = vf_all(c->decay), epsilon = vf_all(c->epsilon), minus_step = vf_all(-c->step_size);
-    const vfloat minus_share = vf_all(-c->step_size * c->compensation);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += 2 * LANES) {
-        vint pairs = dtype == STQ_BFLOAT16 ? random_pairs(key, i / 2) : vi_all(0);
-        for (int half = 0; half < 2; half++) {
-            int at = i + half * LANES;
-            vfloat m = vf_load(work->m + at);
-            vfloat denominator = vf_add(vf_square_root(vf_load(work->v + at)), epsilon);
-            vfloat p = vf_multiply(load_float(parameter, at, dtype), decay);
-            p = vf_fma(minus_step, vf_divide(m, denominator), p);
-            if (coded != NULL) {
-                vfloat error = vf_zero_where_zero(m, vf_subtract(m, vf_load(coded + at)));
-                p = vf_fma(minus_share, vf_divide(error, denominator), p);
-            }
-            store_parameter(parameter, at, p, dtype == STQ_BFLOAT16 ? vi_words(pairs, half) : pairs, dtype);
+/* `count` elements to float32; zeros follow to 128. */
+static void load_array(float *to, const void *from, uint32_t dtype, int count) {
+    if (count < STQ_BLOCK) {
+        for (int i = 0; i < STQ_BLOCK; i++)
+            to[i] = i < count ? stq_load_float(from, dtype, i) : 0.0f;
+    } else if (dtype == STQ_BFLOAT16) {
+        for (int i = 0; i < STQ_BLOCK; i += LANES)
+            vf_store(to + i, load_float(from, i, STQ_BFLOAT16));
+    } else {
+        for (int i = 0; i < STQ_BLOCK; i += LANES)
+            vf_store(to + i, load_float(from, i, STQ_FLOAT16));
+    }
+}
+
+/* `key` is the block's of the stream of the parameters' stochastic rounding. */
+static void store_array(void *to, const float *from, uint32_t dtype, int count, uint32_t key) {
+    if (count < STQ_BLOCK) {
+        for (int i = 0; i < count; i++) {
+            uint32_t pair = stq_random_pair(key, (uint32_t)i / 2);
+            stq_store_float(to, dtype, i, from[i], i % 2 == 0 ? pair & 0xffffu : pair >> 16);
+        }
+    } else if (dtype == STQ_BFLOAT16) {
+        for (int i = 0; i < STQ_BLOCK; i += 2 * LANES) {
+            vint pairs = random_pairs(key, i / 2);
+            for (int half = 0; half < 2; half++)
+                store_parameter(to, i + half * LANES, vf_load(from + i + half * LANES), vi_words(pairs, half),
+                                STQ_BFLOAT16);
+        }
+    } else {
+        for (int i = 0; i < STQ_BLOCK; i += LANES)
+            store_parameter(to, i, vf_load(from + i), vi_all(0), STQ_FLOAT16);
+    }
+}
+
+/* ---- One block ---- */
+
+static uint32_t item_key(const stq_item *item, const stq_coefficients *c, uint32_t stream) {
+    return stq_hash(c->step_key ^ (item->tensor * 0x85ebca6bu + stream));
+}
+
+/* What stq_block_key hashes at last. */
+INLINE uint32_t block_key(const item_plan *plan, uint32_t item_key, int64_t block) {
+    return item_key + (uint32_t)(plan->item->first_block + block) * 0x9e3779b9u;
+}
+
+/* Element 0 of a block. */
+INLINE void *element(const void *array, uint32_t dtype, int64_t block) {
+    return (uint8_t *)array + block * STQ_BLOCK * (dtype == STQ_FLOAT32 ? 4 : 2);
+}
+
+/* True if the chunk's parameters or gradients are worked on in the workspace. */
+INLINE bool in_workspace(const workspace *work, uint32_t dtype) {
+    return dtype != STQ_FLOAT32 || work->count < STQ_BLOCK;
+}
+
+/* The range of v of a shared or a partial block. The zeros after a partial block's values keep code 0 and take no part.
+ */
+static void find_range(workspace *work, int block) {
+    float *m = work->m[block], *v = work->v[block];
+    uint32_t largest = 0, lowest = UINT32_MAX;
+    for (int i = 0; i < work->count; i++) {
+        uint32_t bits = stq_float_bits(v[i]);
+        largest = bits > largest ? bits : largest;
+        lowest = bits < lowest ? bits : lowest;
+    }
+    for (int i = work->count; i < STQ_BLOCK; i++)
+        m[i] = v[i] = 0.0f;
+    work->v_largest[block] = largest;
+    work->v_lowest[block] = lowest;
+}
+
+/* Fills the codes or the floats that the moments are made from. */
+static void read_states(workspace *work, const item_plan *plan) {
+    const stq_item *item = plan->item;
+    for (int i = 0; i < work->blocks; i++) {
+        if (plan->m_from_floats)
+            decode_m(work->m[i], &plan->m_in, &item->m_in, work->first + i, work->count);
+        if (plan->v_from_floats)
+            decode_v(work->v[i], &item->v_in, work->first + i, work->count);
+    }
+    if (plan->shared && work->count < STQ_BLOCK)
+        memset(work->v[0], 0, sizeof work->v[0]);
+    if (plan->shared)
+        stq_shared_values(work->v[0], &item->v_in, item->cols, (item->first_block + work->first) * STQ_BLOCK,
+                          work->blocks * work->count);
+    if (!plan->m_from_floats)
+        plan->m_in.unpack(work->m_codes[0], &item->m_in, work->first, work->blocks);
+    if (!plan->v_from_floats && !plan->shared)
+        plan->unpack_v(work->v_codes[0], &item->v_in, work->first, work->blocks);
+}
+
+/* Decodes a chunk and makes new moments and parameters. */
+static void begin_chunk(workspace *work, const item_plan *plan) {
+    const stq_item *item = plan->item;
+    float *parameter = element(item->parameter, item->parameter_type, work->first);
+    const float *gradient = element(item->gradient, item->gradient_type, work->first);
+    if (in_workspace(work, item->parameter_type)) {
+        for (int i = 0; i < work->blocks; i++)
+            load_array(work->p[i], element(parameter, item->parameter_type, i), item->parameter_type, work->count);
+        parameter = work->p[0];
+    }
+    if (in_workspace(work, item->gradient_type)) {
+        for (int i = 0; i < work->blocks; i++)
+            load_array(work->g[i], element(gradient, item->gradient_type, i), item->gradient_type, work->count);
+        gradient = work->g[0];
+    }
+    read_states(work, plan);
+    plan->advance(work, parameter, gradient, plan);
+    for (int i = 0; (plan->shared || work->count < STQ_BLOCK) && i < work->blocks; i++)
+        find_range(work, i);
+}
+
+/* Error compensation: the share of m's rounding error that is applied to the parameter now. */
+static void compensate(const workspace *work, const item_plan *plan, float *parameter) {
+    const stq_coefficients *c = plan->coefficients;
+    const vfloat epsilon = vf_all(c->epsilon), minus_share = vf_all(-c->step_size * c->compensation);
+    for (int block = 0; block < work->blocks; block++) {
+        _Alignas(64) float coded[STQ_BLOCK];
+        decode_m(coded, &plan->m_out, &plan->item->m_out, work->first + block, work->count);
+        for (int i = 0; i < STQ_BLOCK; i += LANES) {
+            vfloat m = vf_load(work->m[block] + i);
+            vfloat error = vf_zero_where_zero(m, vf_subtract(m, vf_load(coded + i)));
+            vfloat denominator = vf_add(vf_square_root(vf_load(work->v[block] + i)), epsilon);
+            float *p = parameter + block * STQ_BLOCK + i;
+            vf_store(p, vf_fma(minus_share, vf_divide(error, denominator), vf_load(p)));
         }
     }
 }
 
-#define DEFINE_PARAMETERS(NAME, DTYPE)                                                                          \
-    static void parameters_##NAME(const workspace *work, void *parameter, const stq_coefficients *coefficients, \
-                                  const float *coded, uint32_t key) {                                           \
-        if (coded != NULL)                                                                                      \
-            parameters(work, parameter, coefficients, coded, key, DTYPE);                                       \
-        else                                                                                                    \
-            parameters(work, parameter, coefficients, NULL, key, DTYPE);                                        \
-    }
-DEFINE_PARAMETERS(float32, STQ_FLOAT32)
-DEFINE_PARAMETERS(bfloat16, STQ_BFLOAT16)
-DEFINE_PARAMETERS(float16, STQ_FLOAT16)
-
-static parameter_phase *const parameter_phases[] = {parameters_float32, parameters_bfloat16, parameters_float16};
-
-/* ---- One block ---- */
-
-/* The block's zeros after `count` values: they keep code 0 and take no part in the range of v. */
-static void pad(workspace *work, int count) {
-    work->v_largest = 0;
-    work->v_lowest = UINT32_MAX;
-    for (int i = 0; i < count; i++) {
-        uint32_t bits = stq_float_bits(work->v[i]);
-        work->v_largest = bits > work->v_largest ? bits : work->v_largest;
-        work->v_lowest = bits < work->v_lowest ? bits : work->v_lowest;
-    }
-    memset(work->m + count, 0, (size_t)(STQ_BLOCK - count) * sizeof(float));
-    memset(work->v + count, 0, (size_t)(STQ_BLOCK - count) * sizeof(float));
-    work->padded = true;
-}
-
-/* `parameter` and `gradient` are the block's 128 elements; of the last block of an item copies, `count` of them valid.
- */
-INLINE void step_block(const item_plan *plan, void *parameter, const void *gradient, int64_t block, int count) {
-    workspace work;
+/* Encodes the new moments of a begun chunk and stores what is still in the workspace. */
+static void finish_chunk(workspace *work, const item_plan *plan) {
     const stq_item *item = plan->item;
-    const stq_coefficients *c = plan->coefficients;
-    uint32_t global_block = (uint32_t)(item->first_block + block);
-    bool coded_in = item->m_in.bits >= 2 && item->m_in.bits <= 8;
-    work.dead_bits = coded_in ? stq_float_bits(plan->levels[0] * stq_m_scale(item->m_in.scales[block])) : 0x7fffffffu;
-    work.padded = false;
-    plan->decode_m(work.m, &item->m_in, block, count, plan->levels);
-    if (!plan->shared)
-        plan->decode_v(work.v, &item->v_in, block, count, NULL);
-    else
-        memset(work.v, 0, sizeof work.v);
-    plan->moments(&work, gradient, c);
-    if (plan->shared)
-        stq_shared_values(work.v, &item->v_in, item->cols, (item->first_block + block) * STQ_BLOCK, count);
-    if (plan->shared || count < STQ_BLOCK)
-        pad(&work, count);
-    plan->encode_m(&work, &item->m_out, block, count, 0);
-    plan->encode_v(&work, &item->v_out, block, count,
-                   stq_block_key(c->step_key, item->tensor, global_block, STQ_STREAM_SECOND_MOMENT));
-    const float *coded = NULL;
-    _Alignas(64) float room[STQ_BLOCK];
-    if (plan->decode_m_out != NULL) {
-        plan->decode_m_out(room, &item->m_out, block, count, plan->levels_out);
-        coded = room;
-    }
-    uint32_t key = item->parameter_type == STQ_BFLOAT16
-                       ? stq_block_key(c->step_key, item->tensor, global_block, STQ_STREAM_PARAMETER)
-                       : 0;
-    plan->parameters(&work, parameter, c, coded, key);
+    prepare_m(work);
+    if (is_coded(item->v_out.bits))
+        prepare_v(work, item->v_out.bits, block_key(plan, plan->v_key, work->first));
+    plan->encode_m(work, &item->m_out);
+    plan->encode_v(work, &item->v_out);
+    float *parameter = element(item->parameter, item->parameter_type, work->first);
+    bool apart = in_workspace(work, item->parameter_type);
+    if (plan->m_out.unpack != NULL)
+        compensate(work, plan, apart ? work->p[0] : parameter);
+    for (int i = 0; apart && i < work->blocks; i++)
+        store_array(element(parameter, item->parameter_type, i), work->p[i], item->parameter_type, work->count,
+                    stq_hash(block_key(plan, plan->parameter_key, work->first + i)));
 }
 
-static void step_partial_block(const item_plan *plan, void *parameter, const void *gradient, int64_t block, int count) {
-    _Alignas(64) uint8_t p[STQ_BLOCK * sizeof(float)] = {0}, g[STQ_BLOCK * sizeof(float)] = {0};
-    size_t parameter_bytes = (size_t)count * stq_dtype_size(plan->item->parameter_type);
-    memcpy(p, parameter, parameter_bytes);
-    memcpy(g, gradient, (size_t)count * stq_dtype_size(plan->item->gradient_type));
-    step_block(plan, p, g, block, count);
-    memcpy(parameter, p, parameter_bytes);
+/* Sets how the moments come about. Codes of both, or codes of m and means of v, go straight into the arithmetic. */
+static void plan_sources(item_plan *plan, uint32_t m_in, uint32_t v_in) {
+    bool m_coded = is_coded(m_in), v_coded = is_coded(v_in);
+    plan->shared = stq_is_shared(v_in);
+    if (plan->shared)
+        plan->advance = !m_coded          ? advance_floats_shared
+                        : is_narrow(m_in) ? advance_narrow_shared
+                                          : advance_wide_shared;
+    else
+        plan->advance = m_coded && v_coded ? advance_stages[is_narrow(m_in)][is_narrow(v_in)] : advance_floats;
+    plan->m_from_floats = !m_coded || !(v_coded || plan->shared);
+    plan->v_from_floats = !plan->shared && !(m_coded && v_coded);
+    plan->unpack_v = v_coded ? unpack_stages[v_in] : NULL;
+    plan->m_in = make_m_decoder(m_in);
 }
 
 static item_plan make_plan(const stq_item *item, const stq_coefficients *c) {
+    uint32_t m_out = item->m_out.bits, v_out = item->v_out.bits;
+    bool compensated = c->compensation != 0.0f && m_out != STQ_BITS_FLOAT32;
     item_plan plan = {
         .item = item,
         .coefficients = c,
-        .decode_m = m_decoders[width_index(item->m_in.bits)],
-        .decode_v = stq_is_shared(item->v_in.bits) ? NULL : v_decoders[width_index(item->v_in.bits)],
-        .moments = moments_phases[item->gradient_type],
-        .encode_m = m_encoders[width_index(item->m_out.bits)],
-        .encode_v = stq_is_shared(item->v_out.bits) ? keep_v : v_encoders[width_index(item->v_out.bits)],
-        .parameters = parameter_phases[item->parameter_type],
-        .shared = stq_is_shared(item->v_in.bits),
+        .m_out = make_m_decoder(compensated ? m_out : 0),
+        .encode_m = m_out == STQ_BITS_FLOAT32 ? store_m_float32 : m_encoders[m_out],
+        .encode_v = v_out == STQ_BITS_FLOAT32 ? store_v_float32
+                    : is_coded(v_out)         ? v_encoders[v_out]
+                                              : keep_v,
+        .v_key = item_key(item, c, STQ_STREAM_SECOND_MOMENT),
+        .parameter_key = item_key(item, c, STQ_STREAM_PARAMETER),
     };
-    fill_levels(plan.levels, item->m_in.bits);
-    if (c->compensation != 0.0f && item->m_out.bits != STQ_BITS_FLOAT32) {
-        plan.decode_m_out = m_decoders[width_index(item->m_out.bits)];
-        fill_levels(plan.levels_out, item->m_out.bits);
-    }
+    plan_sources(&plan, item->m_in.bits, item->v_in.bits);
     return plan;
 }
 
 static __attribute__((noinline)) void step_coded(const stq_item *item, const stq_coefficients *c, int64_t first_block,
                                                  int64_t end_block) {
     item_plan plan = make_plan(item, c);
-    int64_t parameter_size = (int64_t)stq_dtype_size(item->parameter_type);
-    int64_t gradient_size = (int64_t)stq_dtype_size(item->gradient_type);
-    for (int64_t block = first_block; block < end_block; block++) {
-        int64_t first = block * STQ_BLOCK;
-        uint8_t *p = (uint8_t *)item->parameter + first * parameter_size;
-        const uint8_t *g = (const uint8_t *)item->gradient + first * gradient_size;
-        if (item->count - first >= STQ_BLOCK)
-            step_block(&plan, p, g, block, STQ_BLOCK);
-        else
-            step_partial_block(&plan, p, g, block, (int)(item->count - first));
+    workspace work;
+    int64_t whole = item->count / STQ_BLOCK;
+    for (work.first = first_block; work.first < end_block; work.first += work.blocks) {
+        int64_t left = (end_block < whole ? end_block : whole) - work.first;
+        work.blocks = left > CHUNK ? CHUNK : left > 0 ? (int)left : 1;
+        work.count = left > 0 ? STQ_BLOCK : (int)(item->count % STQ_BLOCK);
+        begin_chunk(&work, &plan);
+        finish_chunk(&work, &plan);
     }
 }
 
@@ -605,39 +825,44 @@ static void step(const stq_item *item, const stq_coefficients *coefficients, int
     stq_float_mode_restore(mode);
 }
 
-/* Copies a block's values and finds their ranges. */
-static void load_block(workspace *work, const float *values, int count) {
-    memcpy(work->m, values, (size_t)count * sizeof(float));
-    memset(work->m + count, 0, (size_t)(STQ_BLOCK - count) * sizeof(float));
-    memcpy(work->v, work->m, sizeof work->m);
+/* A chunk of one block with copies of its values and their ranges. */
+static void load_block(workspace *work, const float *values, int64_t block, int64_t count) {
+    int64_t left = count - block * STQ_BLOCK;
+    work->first = block;
+    work->blocks = 1;
+    work->count = left < STQ_BLOCK ? (int)left : STQ_BLOCK;
+    memset(work->m[0], 0, sizeof work->m[0]);
+    memcpy(work->m[0], values + block * STQ_BLOCK, (size_t)work->count * sizeof(float));
+    memcpy(work->v[0], work->m[0], sizeof work->m[0]);
     vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(UINT32_MAX);
     for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        vfloat value = vf_load(work->m + i);
+        vfloat value = vf_load(work->m[0] + i);
         m_largest = vi_larger(m_largest, vi_magnitude(value));
         v_largest = vi_larger(v_largest, vi_bits(value));
         v_lowest = vi_smaller(v_lowest, vi_bits(value));
     }
-    vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest, &work->v_largest, &work->v_lowest);
-    work->padded = false;
-    if (count < STQ_BLOCK)
-        pad(work, count);
+    vi_reduce(m_largest, v_largest, v_lowest, work->m_largest, work->v_largest, work->v_lowest);
+    if (work->count < STQ_BLOCK)
+        find_range(work, 0);
 }
 
 static __attribute__((noinline)) void encode_blocks(const stq_planes *planes, stq_state state, const float *values,
                                                     int64_t count, int64_t first_block, int64_t end_block,
                                                     const stq_random *random) {
     uint32_t step_key = random != NULL ? stq_step_key(random->seed, random->step) : 0;
+    stq_item item = {.tensor = random != NULL ? random->tensor : 0};
+    stq_coefficients coefficients = {.step_key = step_key};
+    uint32_t key = item_key(&item, &coefficients, STQ_STREAM_SECOND_MOMENT);
+    workspace work;
     for (int64_t block = first_block; block < end_block; block++) {
-        workspace work;
-        int64_t left = count - block * STQ_BLOCK;
-        int valid = left < STQ_BLOCK ? (int)left : STQ_BLOCK;
-        load_block(&work, values + block * STQ_BLOCK, valid);
-        if (state == STQ_FIRST_MOMENT)
-            m_encoders[planes->bits](&work, planes, block, valid, 0);
-        else
-            v_encoders[planes->bits](&work, planes, block, valid,
-                                     stq_block_key(step_key, random->tensor, (uint32_t)(random->first_block + block),
-                                                   STQ_STREAM_SECOND_MOMENT));
+        load_block(&work, values, block, count);
+        if (state == STQ_FIRST_MOMENT) {
+            prepare_m(&work);
+            m_encoders[planes->bits](&work, planes);
+        } else {
+            prepare_v(&work, planes->bits, key + (uint32_t)(random->first_block + block) * 0x9e3779b9u);
+            v_encoders[planes->bits](&work, planes);
+        }
     }
 }
 
@@ -650,14 +875,15 @@ static void encode(const stq_planes *planes, stq_state state, const float *value
 
 static __attribute__((noinline)) void decode_blocks(float *values, const stq_planes *planes, stq_state state,
                                                     int64_t count, int64_t first_block, int64_t end_block) {
-    float levels[STQ_LEVELS];
-    fill_levels(levels, planes->bits);
-    decode_phase *phase = (state == STQ_FIRST_MOMENT ? m_decoders : v_decoders)[width_index(planes->bits)];
+    m_decoder decoder = make_m_decoder(planes->bits);
     for (int64_t block = first_block; block < end_block; block++) {
         _Alignas(64) float room[STQ_BLOCK];
         int64_t left = count - block * STQ_BLOCK;
         int valid = left < STQ_BLOCK ? (int)left : STQ_BLOCK;
-        phase(room, planes, block, valid, levels);
+        if (state == STQ_FIRST_MOMENT)
+            decode_m(room, &decoder, planes, block, valid);
+        else
+            decode_v(room, planes, block, valid);
         memcpy(values + block * STQ_BLOCK, room, (size_t)valid * sizeof(float));
     }
 }

@@ -6,6 +6,7 @@
 #include "quant/kernel_common.h"
 
 #define LANES 4
+#define NARROW_BITS 0 /* codes are decoded by arithmetic */
 
 typedef float32x4_t vfloat;
 typedef uint32x4_t vint;
@@ -82,6 +83,17 @@ INLINE vint vi_where_zero(vint test, vint yes, vint no) { return vbslq_u32(vceqz
 /* 0 where x < limit, else `other`. */
 INLINE vint vi_zero_where_less(vint x, vint limit, vint other) { return vandq_u32(vcgeq_u32(x, limit), other); }
 
+/* All ones where a < b, unsigned, else 0. */
+INLINE vint vi_less(vint a, vint b) { return vcltq_u32(a, b); }
+INLINE vint vi_select(vint mask, vint yes, vint no) { return vbslq_u32(mask, yes, no); }
+INLINE vint vi_and_not(vint not, vint x) { return vbicq_u32(x, not ); }
+INLINE vint vi_or(vint a, vint b) { return vorrq_u32(a, b); }
+INLINE vint vi_load(const uint32_t *from) { return vld1q_u32(from); }
+INLINE void vi_store(uint32_t *to, vint x) { vst1q_u32(to, x); }
+
+INLINE vint vi_shift_right_each(vint x, vint bits) { return vshlq_u32(x, vnegq_s32(vreinterpretq_s32_u32(bits))); }
+INLINE vint vi_shift_left_each(vint x, vint bits) { return vshlq_u32(x, vreinterpretq_s32_u32(bits)); }
+
 INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) { return vsubq_u32(x, vcgtq_f32(a, b)); }
 
 /* The 4 random words of pairs 2 half and 2 half + 1, each in a lane. */
@@ -95,26 +107,6 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
     *largest_a = vmaxvq_u32(a);
     *largest_b = vmaxvq_u32(b);
     *lowest_c = vminvq_u32(c);
-}
-
-/* One bit for each of four lattices, beginning with `finest`: whether it covers the block. See stq_v_low. */
-INLINE uint32_t fitting_shifts(uint32_t lowest, uint32_t largest, uint32_t has_zero, uint32_t finest, uint32_t bits) {
-    static const uint32_t weights[] = {1, 2, 4, 8};
-    vint shift = vi_add(vi_lane_numbers(), vi_all(finest));
-    vcount count = vreinterpretq_s32_u32(shift);
-    vcount grain = vreinterpretq_s32_u32(vi_larger(shift, vi_all(19)));
-    vint low = vqsubq_u32(vi_all(lowest), vi_shift_left_by(vi_all(has_zero), count));
-    low = vi_shift_left_by(vi_shift_right_by(low, grain), grain);
-    vint top = vi_add(low, vi_shift_left_by(vi_all((1u << bits) - 1), count));
-    return vaddvq_u32(vandq_u32(vcgeq_u32(top, vi_all(largest)), vld1q_u32(weights)));
-}
-
-/* Of shifts finest .. finest + 7 the first whose lattice covers the block, as an index; 8 if none does. */
-INLINE uint32_t first_fitting_shift(uint32_t lowest, uint32_t largest, uint32_t has_zero, uint32_t finest,
-                                    uint32_t bits) {
-    uint32_t fits = fitting_shifts(lowest, largest, has_zero, finest, bits);
-    fits |= fitting_shifts(lowest, largest, has_zero, finest + 4, bits) << 4;
-    return (uint32_t)__builtin_ctz(fits | 0x100u);
 }
 
 /* ---- planes ---- */
@@ -143,16 +135,17 @@ INLINE uint8x16_t spread_bits(const uint8_t *plane, uint32_t value) {
     return vandq_u8(vtstq_u8(x, bit_weights()), vdupq_n_u8((uint8_t)value));
 }
 
-/* The planes of a block to 128 codes of one byte. */
-INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits) {
-    const uint32_t extra = bits - stq_base_bits(bits);
+/* The planes of a block to 128 codes of one byte, whose upper bit is bit aligned - 1. */
+INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits,
+                   const uint32_t aligned) {
+    const uint32_t extra = bits - stq_base_bits(bits), up = aligned - stq_base_bits(bits);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += 16) {
         int64_t at = block * STQ_BLOCK + i;
         uint8x16_t x = bits >= 4 ? spread_nibbles(planes->base + at / 2) : spread_pairs(planes->base + at / 4);
-        x = x << (uint8_t)extra;
+        x = x << (uint8_t)up;
         for (uint32_t plane = 0; plane < extra; plane++)
-            x = vorrq_u8(x, spread_bits(planes->bit[plane] + at / 8, 1u << (extra - 1 - plane)));
+            x = vorrq_u8(x, spread_bits(planes->bit[plane] + at / 8, 1u << (up - 1 - plane)));
         vst1q_u8(codes + i, x);
     }
 }
@@ -200,22 +193,33 @@ INLINE vint load_codes(const uint8_t *codes) {
     return vmovl_u16(vget_low_u16(vmovl_u8(bytes)));
 }
 
-INLINE void decode_m_codes(float *to, const uint8_t *codes, float scale, const float *levels, const uint32_t bits) {
+typedef struct m_source {
+    vfloat scales;
+    vint offset;
+} m_source;
+
+INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset) {
     (void)levels;
-    const vfloat scales = vf_all(scale);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += LANES)
-        vf_store(to + i, m_of_codes(load_codes(codes + i), scales, bits));
+    return (m_source){vf_all(scale), vi_all(offset)};
 }
 
-INLINE void decode_v_codes(float *to, const uint8_t *codes, uint32_t low, uint32_t shift, uint32_t first,
-                           const uint32_t bits) {
-    (void)bits;
-    const vcount count = vi_count((int)shift);
-    const vint lows = vi_all(low), firsts = vi_all(first);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += LANES)
-        vf_store(to + i, v_of_codes(load_codes(codes + i), lows, count, firsts));
+INLINE vfloat m_value(const m_source *source, vint code, const bool narrow) {
+    (void)narrow;
+    return m_by_arithmetic(code, source->scales, source->offset);
+}
+
+typedef struct v_source {
+    vint low, first;
+    vcount shift;
+} v_source;
+
+INLINE v_source make_v_source(uint32_t low, uint32_t shift, uint32_t first) {
+    return (v_source){vi_all(low), vi_all(first), vi_count((int)shift)};
+}
+
+INLINE vfloat v_value(const v_source *source, vint code, const bool narrow) {
+    (void)narrow;
+    return v_by_arithmetic(code, source->low, source->shift, source->first);
 }
 
 /* ---- values to codes ---- */

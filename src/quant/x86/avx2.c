@@ -9,6 +9,7 @@
 STQ_TARGET_BEGIN("avx2,fma,f16c,bmi,lzcnt")
 
 #define LANES 8
+#define NARROW_BITS 5 /* magnitudes that two registers of 8 entries decode */
 
 typedef __m256 vfloat;
 typedef __m256i vint;
@@ -99,6 +100,19 @@ INLINE vint vi_zero_where_less(vint x, vint limit, vint other) {
     return _mm256_andnot_si256(_mm256_cmpgt_epi32(limit, x), other);
 }
 
+/* All ones where a < b, unsigned, else 0. */
+INLINE vint vi_less(vint a, vint b) {
+    return vi_xor(_mm256_cmpeq_epi32(_mm256_max_epu32(a, b), a), _mm256_set1_epi32(-1));
+}
+
+INLINE vint vi_select(vint mask, vint yes, vint no) { return _mm256_blendv_epi8(no, yes, mask); }
+INLINE vint vi_and_not(vint not, vint x) { return _mm256_andnot_si256(not, x); }
+INLINE vint vi_or(vint a, vint b) { return _mm256_or_si256(a, b); }
+INLINE vint vi_load(const uint32_t *from) { return _mm256_load_si256((const __m256i *)(const void *)from); }
+INLINE void vi_store(uint32_t *to, vint x) { _mm256_store_si256((__m256i *)(void *)to, x); }
+INLINE vint vi_shift_right_each(vint x, vint bits) { return _mm256_srlv_epi32(x, bits); }
+INLINE vint vi_shift_left_each(vint x, vint bits) { return _mm256_sllv_epi32(x, bits); }
+
 INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) {
     return _mm256_sub_epi32(x, vi_bits(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
 }
@@ -120,32 +134,20 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
     *lowest_c = ~(uint32_t)_mm_extract_epi32(four, 2);
 }
 
-/* See stq_v_low: of shifts finest .. finest + 7 the first whose lattice covers the block, as an index; 8 if none does.
- */
-INLINE uint32_t first_fitting_shift(uint32_t lowest, uint32_t largest, uint32_t has_zero, uint32_t finest,
-                                    uint32_t bits) {
-    vint shift = vi_add(vi_lane_numbers(), vi_all(finest));
-    vint grain = vi_larger(shift, vi_all(19));
-    vint room = _mm256_sllv_epi32(vi_all(has_zero), shift);
-    vint low = _mm256_max_epi32(vi_subtract(vi_all(lowest), room), vi_all(0));
-    low = _mm256_sllv_epi32(_mm256_srlv_epi32(low, grain), grain);
-    vint top = vi_add(low, _mm256_sllv_epi32(vi_all((1u << bits) - 1), shift));
-    vint fits = _mm256_cmpeq_epi32(vi_larger(top, vi_all(largest)), top);
-    return (uint32_t)__builtin_ctz((unsigned)_mm256_movemask_ps(vf_from_bits(fits)) | 0x100u);
-}
-
 /* ---- planes ---- */
 
-/* 16 bytes of nibbles, or 8 of pairs, to 32 codes. */
-INLINE vint spread_nibbles(const uint8_t *base) {
+/* 16 bytes of nibbles, or 8 of pairs, to 32 codes whose lowest bit is bit `up` of a byte. */
+INLINE vint spread_nibbles(const uint8_t *base, uint32_t up) {
     vint x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)base));
-    return vi_and(_mm256_or_si256(x, _mm256_slli_epi16(x, 4)), _mm256_set1_epi8(15));
+    x = _mm256_or_si256(_mm256_slli_epi16(x, (int)up), _mm256_slli_epi16(x, (int)up + 4));
+    return vi_and(x, _mm256_set1_epi8((char)(15 << up)));
 }
 
-INLINE vint spread_pairs(const uint8_t *base) {
+INLINE vint spread_pairs(const uint8_t *base, uint32_t up) {
     vint x = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)base));
     x = _mm256_or_si256(x, _mm256_slli_epi32(x, 12));
-    return vi_and(_mm256_or_si256(x, _mm256_slli_epi32(x, 6)), _mm256_set1_epi8(3));
+    x = vi_and(_mm256_or_si256(x, _mm256_slli_epi32(x, 6)), _mm256_set1_epi8(3));
+    return _mm256_slli_epi16(x, (int)up);
 }
 
 /* `value` in every byte whose bit is set in the 32 bits at `plane`. */
@@ -158,17 +160,16 @@ INLINE vint spread_bits(const uint8_t *plane, uint32_t value) {
     return vi_and(_mm256_cmpeq_epi8(x, bit), _mm256_set1_epi8((char)value));
 }
 
-/* The planes of a block to 128 codes of one byte. */
-INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits) {
-    const uint32_t extra = bits - stq_base_bits(bits);
+/* The planes of a block to 128 codes of one byte, whose upper bit is bit aligned - 1. */
+INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits,
+                   const uint32_t aligned) {
+    const uint32_t extra = bits - stq_base_bits(bits), up = aligned - stq_base_bits(bits);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += 32) {
         int64_t at = block * STQ_BLOCK + i;
-        vint x = bits >= 4 ? spread_nibbles(planes->base + at / 2) : spread_pairs(planes->base + at / 4);
-        if (extra > 0)
-            x = _mm256_slli_epi16(x, (int)extra);
+        vint x = bits >= 4 ? spread_nibbles(planes->base + at / 2, up) : spread_pairs(planes->base + at / 4, up);
         for (uint32_t plane = 0; plane < extra; plane++)
-            x = _mm256_or_si256(x, spread_bits(planes->bit[plane] + at / 8, 1u << (extra - 1 - plane)));
+            x = _mm256_or_si256(x, spread_bits(planes->bit[plane] + at / 8, 1u << (up - 1 - plane)));
         _mm256_store_si256((__m256i *)(void *)(codes + i), x);
     }
 }
@@ -224,34 +225,38 @@ INLINE vint load_codes(const uint8_t *codes) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)codes));
 }
 
-INLINE void decode_m_codes(float *to, const uint8_t *codes, float scale, const float *levels, const uint32_t bits) {
-    const vfloat scales = vf_all(scale);
-    const vfloat low = vf_multiply(vf_load(levels), scales), high = vf_multiply(vf_load(levels + 8), scales);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        vint code = load_codes(codes + i);
-        vfloat value = _mm256_permutevar8x32_ps(low, code);
-        if (bits >= 6)
-            value = m_of_codes(code, scales, bits);
-        if (bits == 5)
-            value =
-                _mm256_blendv_ps(value, _mm256_permutevar8x32_ps(high, code), vf_from_bits(vi_shift_left(code, 28)));
-        if (bits == 4 || bits == 5)
-            value = vf_copy_sign(value, vf_from_bits(vi_shift_left(code, 32 - bits)));
-        vf_store(to + i, value);
-    }
+typedef struct m_source {
+    vfloat low, high; /* the levels of the 16 positive narrow codes */
+    vfloat scales;
+    vint offset;
+} m_source;
+
+INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset) {
+    vfloat scales = vf_all(scale);
+    return (m_source){vf_multiply(vf_load(levels), scales), vf_multiply(vf_load(levels + 8), scales), scales,
+                      vi_all(offset)};
 }
 
-INLINE void decode_v_codes(float *to, const uint8_t *codes, uint32_t low, uint32_t shift, uint32_t first,
-                           const uint32_t bits) {
-    const vcount count = vi_count((int)shift);
-    const vint lows = vi_all(low), firsts = vi_all(first);
-    const vfloat table = v_of_codes(vi_lane_numbers(), lows, count, firsts);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        vint code = load_codes(codes + i);
-        vf_store(to + i, bits <= 3 ? _mm256_permutevar8x32_ps(table, code) : v_of_codes(code, lows, count, firsts));
-    }
+INLINE vfloat m_value(const m_source *source, vint code, const bool narrow) {
+    if (!narrow)
+        return m_by_arithmetic(code, source->scales, source->offset);
+    vfloat low = _mm256_permutevar8x32_ps(source->low, code), high = _mm256_permutevar8x32_ps(source->high, code);
+    vfloat magnitude = _mm256_blendv_ps(low, high, vf_from_bits(vi_shift_left(code, 28)));
+    return vf_copy_sign(magnitude, vf_from_bits(vi_shift_left(code, 27)));
+}
+
+typedef struct v_source {
+    vint low, first;
+    vcount shift;
+} v_source;
+
+INLINE v_source make_v_source(uint32_t low, uint32_t shift, uint32_t first) {
+    return (v_source){vi_all(low), vi_all(first), vi_count((int)shift)};
+}
+
+INLINE vfloat v_value(const v_source *source, vint code, const bool narrow) {
+    (void)narrow;
+    return v_by_arithmetic(code, source->low, source->shift, source->first);
 }
 
 /* ---- values to codes ---- */

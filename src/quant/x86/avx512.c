@@ -12,6 +12,7 @@
 STQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,bmi,bmi2,lzcnt")
 
 #define LANES 16
+#define NARROW_BITS 5 /* codes that two registers of 16 entries decode */
 
 typedef __m512 vfloat;
 typedef __m512i vint;
@@ -102,6 +103,16 @@ INLINE vint vi_zero_where_less(vint x, vint limit, vint other) {
     return _mm512_maskz_mov_epi32(_mm512_cmpge_epu32_mask(x, limit), other);
 }
 
+/* All ones where a < b, unsigned, else 0. */
+INLINE vint vi_less(vint a, vint b) { return _mm512_movm_epi32(_mm512_cmplt_epu32_mask(a, b)); }
+INLINE vint vi_select(vint mask, vint yes, vint no) { return _mm512_ternarylogic_epi32(mask, yes, no, 0xca); }
+INLINE vint vi_and_not(vint not, vint x) { return _mm512_andnot_si512(not, x); }
+INLINE vint vi_or(vint a, vint b) { return _mm512_or_si512(a, b); }
+INLINE vint vi_load(const uint32_t *from) { return _mm512_load_si512(from); }
+INLINE void vi_store(uint32_t *to, vint x) { _mm512_store_si512(to, x); }
+INLINE vint vi_shift_right_each(vint x, vint bits) { return _mm512_srlv_epi32(x, bits); }
+INLINE vint vi_shift_left_each(vint x, vint bits) { return _mm512_sllv_epi32(x, bits); }
+
 INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) {
     return _mm512_mask_add_epi32(x, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), x, vi_all(1));
 }
@@ -127,20 +138,6 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
     *lowest_c = ~(uint32_t)_mm_extract_epi32(four, 2);
 }
 
-/* See stq_v_low: of shifts finest .. finest + 7 the first whose lattice covers the block, as an index; 8 if none does.
- */
-INLINE uint32_t first_fitting_shift(uint32_t lowest, uint32_t largest, uint32_t has_zero, uint32_t finest,
-                                    uint32_t bits) {
-    __m256i shift = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((int)finest));
-    __m256i grain = _mm256_max_epu32(shift, _mm256_set1_epi32(19));
-    __m256i room = _mm256_sllv_epi32(_mm256_set1_epi32((int)has_zero), shift);
-    __m256i low = _mm256_max_epi32(_mm256_sub_epi32(_mm256_set1_epi32((int)lowest), room), _mm256_setzero_si256());
-    low = _mm256_sllv_epi32(_mm256_srlv_epi32(low, grain), grain);
-    __m256i top = _mm256_add_epi32(low, _mm256_sllv_epi32(_mm256_set1_epi32((1 << bits) - 1), shift));
-    uint32_t fits = _mm256_cmpge_epu32_mask(top, _mm256_set1_epi32((int)largest));
-    return _tzcnt_u32(fits | 0x100);
-}
-
 /* ---- planes ---- */
 
 /* The upper half-words of two vectors, in order; the even bytes; the odd bytes. */
@@ -164,26 +161,28 @@ INLINE vint odd_bytes(vint a, vint b) {
 
 INLINE vint load_bytes(const void *from) { return _mm512_loadu_si512(from); }
 
-/* The planes of a block to 128 codes of one byte. */
-INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits) {
-    const uint32_t extra = bits - stq_base_bits(bits);
-    const uint8_t *base = planes->base + block * (bits >= 4 ? STQ_BLOCK / 2 : STQ_BLOCK / 4);
+/* The planes of a block to 128 codes of one byte, whose upper bit is bit aligned - 1. */
+INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits,
+                   const uint32_t aligned) {
+    const uint32_t base_bits = stq_base_bits(bits), up = aligned - base_bits;
     for (int half = 0; half < 2; half++) {
+        const uint8_t *base = planes->base + (block * STQ_BLOCK + 64 * half) / (8 / base_bits);
         vint x;
         if (bits >= 4) {
-            x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(base + 32 * half)));
-            x = _mm512_ternarylogic_epi32(x, _mm512_slli_epi16(x, 4), _mm512_set1_epi8(15), 0xa8); /* (a | b) & c */
+            x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)base));
+            x = _mm512_ternarylogic_epi32(_mm512_slli_epi16(x, up), _mm512_slli_epi16(x, up + 4),
+                                          _mm512_set1_epi8((char)(15 << up)), 0xa8); /* (a | b) & c */
         } else {
-            x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(base + 16 * half)));
-            x = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x2624222006040200), x);
-            x = _mm512_and_si512(x, _mm512_set1_epi8(3));
+            /* Of each byte in its dword four copies, each rotated so that its pair lies at `up`. */
+            x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)base));
+            x = _mm512_multishift_epi64_epi8(
+                _mm512_sub_epi8(_mm512_set1_epi64(0x2624222006040200), _mm512_set1_epi8((char)up)), x);
+            x = _mm512_and_si512(x, _mm512_set1_epi8((char)(3 << up)));
         }
-        if (extra > 0)
-            x = _mm512_slli_epi16(x, extra);
-        for (uint32_t plane = 0; plane < extra; plane++) {
+        for (uint32_t plane = 0; plane < bits - base_bits; plane++) {
             uint64_t mask;
             memcpy(&mask, planes->bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, sizeof mask);
-            x = _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8((char)(1 << (extra - 1 - plane))));
+            x = _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8((char)(1 << (up - 1 - plane))));
         }
         _mm512_store_si512(codes + 64 * half, x);
     }
@@ -224,45 +223,39 @@ INLINE vint load_codes(const uint8_t *codes) {
     return _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)(const void *)codes));
 }
 
-INLINE void decode_m_codes(float *to, const uint8_t *codes, float scale, const float *levels, const uint32_t bits) {
-    const vfloat scales = vf_all(scale);
-    const vfloat low = vf_multiply(vf_load(levels), scales), high = vf_multiply(vf_load(levels + 16), scales);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        vint code = load_codes(codes + i);
-        vfloat value;
-        if (bits <= 4) {
-            value = _mm512_permutexvar_ps(code, low);
-        } else if (bits == 5) {
-            value = _mm512_permutex2var_ps(low, code, high);
-        } else if (bits == 6) {
-            value = vf_copy_sign(_mm512_permutex2var_ps(low, code, high), vf_from_bits(vi_shift_left(code, 32 - bits)));
-        } else {
-            value = m_of_codes(code, scales, bits);
-        }
-        vf_store(to + i, value);
-    }
+typedef struct m_source {
+    vfloat low, high; /* the levels of narrow codes */
+    vfloat scales;
+    vint offset;
+} m_source;
+
+INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset) {
+    vfloat scales = vf_all(scale);
+    return (m_source){vf_multiply(vf_load(levels), scales), vf_multiply(vf_load(levels + 16), scales), scales,
+                      vi_all(offset)};
 }
 
-INLINE void decode_v_codes(float *to, const uint8_t *codes, uint32_t low, uint32_t shift, uint32_t first,
-                           const uint32_t bits) {
-    const vcount count = vi_count((int)shift);
-    const vint lows = vi_all(low), firsts = vi_all(first);
-    const vint low_codes = vi_lane_numbers(), high_codes = vi_add(low_codes, vi_all(16));
-    const vfloat low_half = v_of_codes(low_codes, lows, count, firsts);
-    const vfloat high_half = v_of_codes(high_codes, lows, count, firsts);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        vint code = load_codes(codes + i);
-        vfloat value;
-        if (bits <= 4)
-            value = _mm512_permutexvar_ps(code, low_half);
-        else if (bits == 5)
-            value = _mm512_permutex2var_ps(low_half, code, high_half);
-        else
-            value = v_of_codes(code, lows, count, firsts);
-        vf_store(to + i, value);
-    }
+INLINE vfloat m_value(const m_source *source, vint code, const bool narrow) {
+    return narrow ? _mm512_permutex2var_ps(source->low, code, source->high)
+                  : m_by_arithmetic(code, source->scales, source->offset);
+}
+
+typedef struct v_source {
+    vfloat low, high; /* the nodes of narrow codes */
+    vint lows, first;
+    vcount shift;
+} v_source;
+
+INLINE v_source make_v_source(uint32_t low, uint32_t shift, uint32_t first) {
+    vint lows = vi_all(low), firsts = vi_all(first), codes = vi_lane_numbers();
+    vcount count = vi_count((int)shift);
+    return (v_source){v_by_arithmetic(codes, lows, count, firsts),
+                      v_by_arithmetic(vi_add(codes, vi_all(16)), lows, count, firsts), lows, firsts, count};
+}
+
+INLINE vfloat v_value(const v_source *source, vint code, const bool narrow) {
+    return narrow ? _mm512_permutex2var_ps(source->low, code, source->high)
+                  : v_by_arithmetic(code, source->lows, source->shift, source->first);
 }
 
 /* ---- values to codes ---- */
