@@ -10,6 +10,9 @@
 #include "train/progress.h"
 #include "training.h"
 
+// Seconds that a rank waits for the others in one operation: a rank that died is told about in time.
+enum { RANK_TIMEOUT = 25 };
+
 static enum app_status plan_memory(const struct training *training, struct demand *demand) {
     struct parameter_set set = {0};
     stq_memory states;
@@ -142,6 +145,7 @@ static enum app_status run_loop(struct training *training, struct loop_outcome *
                         .model = training->model,
                         .data = training->data,
                         .optimizer = &training->optimizer,
+                        .ranks = &training->ranks,
                         .log = training->log,
                         .run = run};
     enum app_status status = loop_run(&loop, outcome);
@@ -149,10 +153,26 @@ static enum app_status run_loop(struct training *training, struct loop_outcome *
     return status;
 }
 
+// Every rank computes the gradients of its part of a batch.
+static enum app_status share_batch(struct training *training) {
+    const int64_t batch = training->options->batch;
+    const int ranks = training->ranks.count;
+    training->batch = batch / ranks;
+    if (batch % ranks == 0) {
+        return APP_OK;
+    }
+    return app_fail(APP_USAGE,
+                    "A batch of %lld cannot be shared out evenly over %d ranks; make --batch a multiple of %d.",
+                    (long long)batch, ranks, ranks);
+}
+
 static enum app_status prepare(struct training *training) {
     const struct train_options *options = training->options;
     struct demand demand;
-    enum app_status status = training->kind->settle(training);
+    enum app_status status = share_batch(training);
+    if (status == APP_OK) {
+        status = training->kind->settle(training);
+    }
     if (status == APP_OK) {
         status = train_options_optimizer(options, &training->optimizer_settings);
     }
@@ -166,9 +186,10 @@ static enum app_status prepare(struct training *training) {
         status = training->kind->create_model(training);
     }
     if (status == APP_OK) {
-        status = optimizer_create(&training->optimizer, &training->optimizer_settings, &training->model->parameters);
+        status = optimizer_create(&training->optimizer, &training->optimizer_settings, &training->model->parameters,
+                                  training->ranks.comm);
     }
-    if (status == APP_OK && options->log) {
+    if (status == APP_OK && options->log && training->ranks.rank == 0) {
         status = log_open(options->log, &training->log);
     }
     if (status == APP_OK) {
@@ -191,7 +212,7 @@ static enum app_status train(struct training *training, int *signal_number) {
                    (long long)training->options->steps);
         }
         print_table(training, &outcome, &memory);
-        if (training->options->summary && !outcome.signal) {
+        if (training->options->summary && !outcome.signal && training->ranks.rank == 0) {
             status = write_summary(training, &outcome, &memory);
         }
     }
@@ -205,7 +226,10 @@ static enum app_status train(struct training *training, int *signal_number) {
 
 int training_run(struct training *training, const char *command) {
     int signal_number = 0;
-    enum app_status status = train(training, &signal_number);
+    enum app_status status = ranks_open(&training->ranks, RANK_TIMEOUT);
+    if (status == APP_OK) {
+        status = train(training, &signal_number);
+    }
     enum app_status closed = log_close(training->log);
     status = status == APP_OK ? closed : status;
     optimizer_release(&training->optimizer);
@@ -217,6 +241,7 @@ int training_run(struct training *training, const char *command) {
     }
     matmul_release();
     int reported = command_report(command, status);
+    ranks_close(&training->ranks, reported);
     return signal_number && reported == 0 ? 128 + signal_number : reported;
 }
 

@@ -82,7 +82,7 @@ static enum app_status describe(const struct training *training, struct paramete
 
 static int64_t activation_bytes(const struct training *training) {
     const struct gpt2_training *gpt2 = (const struct gpt2_training *)training;
-    return gpt2_activation_bytes(&gpt2->config, gpt2->options.shared.batch, gpt2->options.sequence_length);
+    return gpt2_activation_bytes(&gpt2->config, training->batch, gpt2->options.sequence_length);
 }
 
 static enum app_status load(struct training *training) {
@@ -97,7 +97,9 @@ static enum app_status load(struct training *training) {
     gpt2->sequence = has_tokens(gpt2)
                          ? (struct sequence){gpt2->tokens.tokens, gpt2->tokens.token_bytes, gpt2->tokens.count}
                          : (struct sequence){gpt2->text.bytes, 1, gpt2->text.count};
-    struct text_source_settings settings = {.batch = options->batch,
+    struct text_source_settings settings = {.batch = training->batch,
+                                            .rank = training->ranks.rank,
+                                            .ranks = training->ranks.count,
                                             .length = gpt2->options.sequence_length,
                                             .validation_share = gpt2->options.validation_share,
                                             .validation_batches = options->validation_batches,
@@ -108,7 +110,7 @@ static enum app_status load(struct training *training) {
 static enum app_status create_model(struct training *training) {
     struct gpt2_training *gpt2 = (struct gpt2_training *)training;
     const struct train_options *options = training->options;
-    return gpt2_create(&gpt2->config, options->batch, gpt2->options.sequence_length, (int)options->threads,
+    return gpt2_create(&gpt2->config, training->batch, gpt2->options.sequence_length, (int)options->threads,
                        (uint64_t)options->seed, &training->model);
 }
 

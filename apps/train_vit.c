@@ -52,12 +52,14 @@ static enum app_status describe(const struct training *training, struct paramete
 }
 
 static int64_t activation_bytes(const struct training *training) {
-    return vit_activation_bytes(&((const struct vit_training *)training)->config, training->options->batch);
+    return vit_activation_bytes(&((const struct vit_training *)training)->config, training->batch);
 }
 
 static enum app_status load(struct training *training) {
     struct vit_training *vit = (struct vit_training *)training;
-    struct image_source_settings settings = {.batch = training->options->batch,
+    struct image_source_settings settings = {.batch = training->batch,
+                                             .rank = training->ranks.rank,
+                                             .ranks = training->ranks.count,
                                              .shift = vit->options.shift,
                                              .flip = vit->options.flip != 0,
                                              .validation_batches = training->options->validation_batches,
@@ -67,7 +69,7 @@ static enum app_status load(struct training *training) {
 
 static enum app_status create_model(struct training *training) {
     const struct train_options *options = training->options;
-    return vit_create(&((struct vit_training *)training)->config, options->batch, (int)options->threads,
+    return vit_create(&((struct vit_training *)training)->config, training->batch, (int)options->threads,
                       (uint64_t)options->seed, &training->model);
 }
 

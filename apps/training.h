@@ -8,6 +8,7 @@
 #include "train/loop.h"
 #include "train/model.h"
 #include "train/optimizer.h"
+#include "train/ranks.h"
 #include "train_options.h"
 
 // Bytes that a run will take, from the plans of its parts.
@@ -19,6 +20,8 @@ struct training {
     const struct training_kind *kind;
     const struct train_options *options;
     struct optimizer_settings optimizer_settings;
+    struct ranks ranks;
+    int64_t batch; // of this rank, the options' batch shared out
     struct model *model;
     struct batch_source *data;
     struct optimizer optimizer;

@@ -204,6 +204,7 @@ static void backward(struct gpt2 *gpt2, const struct attention_shape *shape, con
     for (int64_t layer = last; layer >= 0; layer--) {
         transformer_backward(&gpt2->compute, shape, &gpt2->blocks[layer], &gpt2->activations[layer], &gpt2->scratch,
                              gpt2->gradient);
+        model_gradients_ready(&gpt2->base, FIRST_BLOCK + (int)layer * BLOCK_TENSORS, BLOCK_TENSORS);
     }
     embedding_backward(&gpt2->compute, batch->inputs, gpt2->gradient, gpt2->token_table->gradients,
                        gpt2->position_table->gradients, rows, shape->length, shape->width);

@@ -84,14 +84,15 @@ static void training(struct batch_source *base, int64_t position, struct batch *
     struct image_source *source = (struct image_source *)base;
     const struct image_source_settings *settings = &source->settings;
     const struct image_set *set = &source->data->training;
+    const int64_t part = position * settings->ranks + settings->rank;
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < settings->batch; row++) {
-        const int64_t index = position * settings->batch + row;
+        const int64_t index = part * settings->batch + row;
         const int64_t image =
             image_shuffled(settings->seed, (uint64_t)(index / set->count), index % set->count, set->count);
         fill_image(source, set, image, row, draw_view(settings, (uint64_t)index));
     }
-    *batch = filled(source, settings->batch, position);
+    *batch = filled(source, settings->batch, part);
 }
 
 static void validation(struct batch_source *base, int64_t index, struct batch *batch) {
@@ -152,6 +153,7 @@ enum app_status image_source_create(const struct image_data *data, const struct 
         return app_fail(APP_FAILED, "There is no memory for batches.");
     }
     source->settings = *settings;
+    source->settings.ranks = settings->ranks ? settings->ranks : 1;
     source->data = data;
     source->images = calloc((size_t)(settings->batch * set->channels * set->rows * set->columns), sizeof(float));
     source->labels = calloc((size_t)settings->batch, sizeof(*source->labels));
@@ -161,11 +163,11 @@ enum app_status image_source_create(const struct image_data *data, const struct 
     }
     scale_values(source);
     const int64_t batches = (data->test.count + settings->batch - 1) / settings->batch;
-    source->base = (struct batch_source){
-        .operations = &operations,
-        .items = settings->batch,
-        .unit = "images",
-        .validation_batches = batches < settings->validation_batches ? batches : settings->validation_batches};
+    const int64_t wanted = settings->validation_batches * source->settings.ranks;
+    source->base = (struct batch_source){.operations = &operations,
+                                         .items = settings->batch,
+                                         .unit = "images",
+                                         .validation_batches = batches < wanted ? batches : wanted};
     *result = &source->base;
     return APP_OK;
 }

@@ -41,7 +41,8 @@ enum app_status image_set_parse_cifar(const char *name, const uint8_t *bytes, si
 void image_set_release(struct image_set *set);
 
 struct image_source_settings {
-    int64_t batch;
+    int64_t batch;              // of this rank
+    int64_t rank, ranks;        // training batches are cut into one part a rank; 0 ranks count as 1
     int64_t shift;              // training images are moved by up to this many pixels each way, black moves in
     int flip;                   // half of the training images are mirrored, left to right
     int64_t validation_batches; // at most

@@ -35,6 +35,7 @@ struct step {
     double learning_rate, train_loss;
     double validation_loss, validation_top1; // NaN where there are none
     double seconds, optimizer_seconds;
+    double state_bytes, peak_state_bytes; // of all ranks
     stq_step_result result;
     char *sample;
 };
@@ -45,10 +46,34 @@ struct run {
     struct progress progress;
     float *step_seconds, *optimizer_seconds; // (steps of this run)
     int64_t recorded, skipped_in_a_row;
+    int stop; // the signal that ends the run, agreed by all ranks; 0 for none
 };
 
-static enum app_status train_step(const struct loop *loop, struct step *step) {
+// A rank's watch on the backward pass: complete gradients are summed over the ranks while the rest is computed.
+static void gradients_ready(void *context, int first, int count) {
+    const struct loop *loop = context;
+    optimizer_gradients_ready(loop->optimizer, first, count);
+}
+
+// The ranks' losses, their memory and whether any was told to stop, in one message.
+static enum app_status agree(struct run *run, struct step *step) {
+    const struct ranks *ranks = run->loop->ranks;
+    stq_memory memory = optimizer_memory(run->loop->optimizer);
+    double numbers[] = {step->train_loss, (double)memory.state_bytes, (double)memory.peak_bytes, stop_signal != 0};
+    enum app_status status = ranks_sum(ranks, numbers, 4, "losses");
+    step->train_loss = numbers[0] / ranks->count;
+    step->state_bytes = numbers[1];
+    step->peak_state_bytes = numbers[2];
+    if (numbers[3] > 0) {
+        run->stop = stop_signal ? stop_signal : SIGTERM;
+    }
+    return status;
+}
+
+static enum app_status train_step(struct run *run, struct step *step) {
+    const struct loop *loop = run->loop;
     const struct loop_settings *settings = &loop->settings;
+    const float factor = 1.0f / (float)(settings->accumulation * loop->ranks->count);
     double begin = clock_seconds();
     step->learning_rate = schedule_rate(&settings->schedule, step->number);
     step->train_loss = 0;
@@ -56,9 +81,10 @@ static enum app_status train_step(const struct loop *loop, struct step *step) {
     for (int64_t micro = 0; micro < settings->accumulation; micro++) {
         struct batch batch;
         double loss = 0;
+        const int last = micro == settings->accumulation - 1;
+        loop->model->watch = (struct gradient_watch){last ? gradients_ready : NULL, run->loop};
         loop->data->operations->training(loop->data, (step->number - 1) * settings->accumulation + micro, &batch);
-        enum app_status status =
-            loop->model->operations->forward_backward(loop->model, &batch, 1.0f / (float)settings->accumulation, &loss);
+        enum app_status status = loop->model->operations->forward_backward(loop->model, &batch, factor, &loss);
         if (status != APP_OK) {
             return status;
         }
@@ -69,13 +95,13 @@ static enum app_status train_step(const struct loop *loop, struct step *step) {
     double end = clock_seconds();
     step->optimizer_seconds = end - before_optimizer;
     step->seconds = end - begin;
-    return status;
+    return status == APP_OK ? agree(run, step) : status;
 }
 
 static enum app_status validate(const struct loop *loop, struct step *step) {
     double sum = 0;
     int64_t examples = 0, correct = 0;
-    for (int64_t index = 0; index < loop->data->validation_batches; index++) {
+    for (int64_t index = loop->ranks->rank; index < loop->data->validation_batches; index += loop->ranks->count) {
         struct batch batch;
         double batch_loss = 0;
         loop->data->operations->validation(loop->data, index, &batch);
@@ -87,9 +113,11 @@ static enum app_status validate(const struct loop *loop, struct step *step) {
         examples += batch.examples;
         correct += loop->model->correct;
     }
-    step->validation_loss = sum / (double)examples;
-    step->validation_top1 = loop->model->correct < 0 ? NAN : (double)correct / (double)examples;
-    return APP_OK;
+    double numbers[] = {sum, (double)examples, (double)correct};
+    enum app_status status = ranks_sum(loop->ranks, numbers, 3, "validation losses");
+    step->validation_loss = numbers[0] / numbers[1];
+    step->validation_top1 = loop->model->correct < 0 ? NAN : numbers[2] / numbers[1];
+    return status;
 }
 
 // Widths and factors of every tensor after a decision.
@@ -107,20 +135,28 @@ static json_t *describe_tensors(const struct optimizer *optimizer) {
     return list;
 }
 
+static double mean_bits(const struct loop *loop, const struct step *step) {
+    return 4 * step->state_bytes / (double)loop->model->parameters.elements;
+}
+
 static enum app_status log_step(const struct loop *loop, const struct step *step) {
     if (!loop->log) {
         return APP_OK;
     }
-    stq_memory memory = optimizer_memory(loop->optimizer);
-    double items = (double)(loop->data->items * loop->settings.accumulation);
+    double items = (double)(loop->data->items * loop->settings.accumulation * loop->ranks->count);
     char speed_key[32];
     snprintf(speed_key, sizeof(speed_key), "%s_per_s", loop->data->unit);
     json_t *line =
         json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:o}", "step", (json_int_t)step->number, "train_loss",
                   log_number(step->train_loss), "learning_rate", log_number(step->learning_rate), "gradient_norm",
                   log_number(step->result.gradient_norm), speed_key, log_number(items / step->seconds), "state_bytes",
-                  (json_int_t)memory.state_bytes, "peak_state_bytes", (json_int_t)memory.peak_bytes, "mean_bits",
-                  log_number(memory.final_bits));
+                  (json_int_t)step->state_bytes, "peak_state_bytes", (json_int_t)step->peak_state_bytes, "mean_bits",
+                  log_number(mean_bits(loop, step)));
+    if (loop->ranks->count > 1) {
+        json_object_set_new(line, "ranks", json_integer(loop->ranks->count));
+        json_object_set_new(line, "state_bytes_per_rank",
+                            json_integer((json_int_t)(step->state_bytes / loop->ranks->count)));
+    }
     if (!isnan(step->validation_loss)) {
         json_object_set_new(line, "validation_loss", log_number(step->validation_loss));
     }
@@ -143,16 +179,15 @@ static enum app_status log_step(const struct loop *loop, const struct step *step
 }
 
 static void show_step(struct run *run, const struct step *step) {
-    stq_memory memory = optimizer_memory(run->loop->optimizer);
-    double items = (double)(run->loop->data->items * run->loop->settings.accumulation);
+    double items = (double)(run->loop->data->items * run->loop->settings.accumulation * run->loop->ranks->count);
     struct progress_state state = {.step = step->number,
                                    .train_loss = step->train_loss,
                                    .validation_loss = step->validation_loss,
                                    .validation_top1 = step->validation_top1,
                                    .per_second = items / step->seconds,
                                    .unit = run->loop->data->unit,
-                                   .state_bytes = (int64_t)memory.state_bytes,
-                                   .bits = memory.final_bits};
+                                   .state_bytes = (int64_t)step->state_bytes,
+                                   .bits = mean_bits(run->loop, step)};
     progress_step(&run->progress, &state);
     if (step->sample) {
         progress_clear(&run->progress);
@@ -186,16 +221,16 @@ static int is_due(int64_t every, int64_t step, int64_t steps) {
 
 static enum app_status run_step(struct run *run, struct step *step) {
     const struct loop_settings *settings = &run->loop->settings;
-    enum app_status status = train_step(run->loop, step);
+    enum app_status status = train_step(run, step);
     if (status != APP_OK) {
         return status;
     }
     run->step_seconds[run->recorded] = (float)step->seconds;
     run->optimizer_seconds[run->recorded++] = (float)step->optimizer_seconds;
-    if (!stop_signal && is_due(settings->validate_every, step->number, settings->schedule.steps)) {
+    if (!run->stop && is_due(settings->validate_every, step->number, settings->schedule.steps)) {
         status = validate(run->loop, step);
     }
-    if (status == APP_OK && !stop_signal && settings->sample &&
+    if (status == APP_OK && !run->stop && settings->sample &&
         is_due(settings->sample_every, step->number, settings->schedule.steps)) {
         status = settings->sample(settings->sample_context, step->number, &step->sample);
     }
@@ -237,11 +272,12 @@ static void finish(struct run *run, struct loop_outcome *outcome) {
     const struct loop *loop = run->loop;
     progress_clear(&run->progress);
     outcome->seconds = clock_seconds() - run->progress.begin;
-    outcome->signal = stop_signal;
+    outcome->signal = run->stop;
     outcome->skipped = stq_adamw_skipped_count(loop->optimizer->adamw);
     outcome->step_ms = median_ms(run->step_seconds, run->recorded);
     outcome->optimizer_ms = median_ms(run->optimizer_seconds, run->recorded);
-    outcome->per_second = 1e3 * (double)(loop->data->items * loop->settings.accumulation) / outcome->step_ms;
+    outcome->per_second =
+        1e3 * (double)(loop->data->items * loop->settings.accumulation * loop->ranks->count) / outcome->step_ms;
 }
 
 enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {
@@ -259,8 +295,8 @@ enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {
     }
     catch_signals(signals);
     progress_begin(&run.progress, settings->first_step, settings->schedule.steps);
-    for (int64_t number = settings->first_step + 1;
-         status == APP_OK && !stop_signal && number <= settings->schedule.steps; number++) {
+    for (int64_t number = settings->first_step + 1; status == APP_OK && !run.stop && number <= settings->schedule.steps;
+         number++) {
         struct step step = {.number = number, .validation_loss = NAN, .validation_top1 = NAN};
         status = run_step(&run, &step);
         keep(outcome, &step);

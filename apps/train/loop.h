@@ -9,6 +9,7 @@
 #include "train/log.h"
 #include "train/model.h"
 #include "train/optimizer.h"
+#include "train/ranks.h"
 #include "train/schedule.h"
 
 struct loop_settings {
@@ -27,6 +28,7 @@ struct loop {
     struct model *model;
     struct batch_source *data;
     struct optimizer *optimizer;
+    const struct ranks *ranks;
     struct log *log; // or null
     json_t *run;     // what the log's first line tells of the run; borrowed, or null
 };

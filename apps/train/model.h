@@ -19,6 +19,13 @@ struct batch {
 
 struct model;
 
+// Told that the gradients of tensors first to first + count - 1 are complete while the backward pass goes on, so that
+// ranks can begin to sum them.
+struct gradient_watch {
+    void (*ready)(void *context, int first, int count); // or null
+    void *context;
+};
+
 struct model_operations {
     // Adds to the gradients those of factor x (mean loss of the batch); *loss = the mean loss in nats.
     enum app_status (*forward_backward)(struct model *model, const struct batch *batch, float factor, double *loss);
@@ -32,8 +39,15 @@ struct model {
     const struct model_operations *operations;
     struct parameter_set parameters;
     int64_t activation_bytes; // of the arena
-    int64_t correct;          // examples of the last evaluation whose likeliest class was theirs; -1 where the
-                              // model knows no classes
+    struct gradient_watch watch;
+    int64_t correct; // examples of the last evaluation whose likeliest class was theirs; -1 where the
+                     // model knows no classes
 };
+
+static inline void model_gradients_ready(const struct model *model, int first, int count) {
+    if (model->watch.ready) {
+        model->watch.ready(model->watch.context, first, count);
+    }
+}
 
 #endif

@@ -52,12 +52,32 @@ static stq_adamw_config make_config(const struct optimizer_settings *settings, c
     return config;
 }
 
+static enum app_status create_sharded(struct optimizer *optimizer, const stq_adamw_config *config,
+                                      const stq_tensor *tensors, stq_comm *comm) {
+    const struct parameter_set *parameters = optimizer->parameters;
+    int64_t *offsets = calloc((size_t)parameters->count, sizeof(*offsets));
+    if (!offsets) {
+        return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", parameters->count);
+    }
+    for (int i = 0; i < parameters->count; i++) {
+        offsets[i] = parameters->list[i].offset;
+    }
+    stq_flat flat = {.offsets = offsets, .length = parameters->padded};
+    enum app_status status =
+        translate(stq_sharded_create(&optimizer->sharded, comm, config, tensors, (size_t)parameters->count, &flat));
+    if (status == APP_OK) {
+        optimizer->adamw = stq_sharded_optimizer(optimizer->sharded);
+    }
+    free(offsets);
+    return status;
+}
+
 enum app_status optimizer_create(struct optimizer *optimizer, const struct optimizer_settings *settings,
-                                 const struct parameter_set *parameters) {
+                                 const struct parameter_set *parameters, stq_comm *comm) {
     stq_adamw_group groups[GROUPS];
     fill_groups(settings, 0, groups);
     stq_adamw_config config = make_config(settings, groups);
-    *optimizer = (struct optimizer){.settings = *settings, .tensors = parameters->count};
+    *optimizer = (struct optimizer){.settings = *settings, .parameters = parameters, .tensors = parameters->count};
     stq_tensor *tensors = describe(parameters);
     optimizer->gradients = calloc((size_t)parameters->count, sizeof(*optimizer->gradients));
     optimizer->values = calloc((size_t)parameters->count, sizeof(*optimizer->values));
@@ -71,7 +91,8 @@ enum app_status optimizer_create(struct optimizer *optimizer, const struct optim
         optimizer->values[i] = parameters->list[i].values;
     }
     enum app_status status =
-        translate(stq_adamw_create(&optimizer->adamw, &config, tensors, (size_t)parameters->count));
+        comm ? create_sharded(optimizer, &config, tensors, comm)
+             : translate(stq_adamw_create(&optimizer->adamw, &config, tensors, (size_t)parameters->count));
     free(tensors);
     if (status != APP_OK) {
         optimizer_release(optimizer);
@@ -80,10 +101,33 @@ enum app_status optimizer_create(struct optimizer *optimizer, const struct optim
 }
 
 void optimizer_release(struct optimizer *optimizer) {
-    stq_adamw_destroy(optimizer->adamw);
+    if (optimizer->sharded) {
+        stq_sharded_destroy(optimizer->sharded);
+    } else {
+        stq_adamw_destroy(optimizer->adamw);
+    }
     free(optimizer->gradients);
     free(optimizer->values);
     *optimizer = (struct optimizer){0};
+}
+
+void optimizer_gradients_ready(struct optimizer *optimizer, int first, int count) {
+    if (!optimizer->sharded || optimizer->begun != APP_OK) {
+        return;
+    }
+    const struct parameter *begin = &optimizer->parameters->list[first];
+    const struct parameter *last = &optimizer->parameters->list[first + count - 1];
+    int64_t length = last->offset + last->rows * last->cols - begin->offset;
+    optimizer->begun =
+        translate(stq_sharded_start(optimizer->sharded, optimizer->parameters->gradients, begin->offset, length));
+}
+
+static enum app_status step_sharded(struct optimizer *optimizer, stq_step_result *result) {
+    if (optimizer->begun != APP_OK) {
+        return optimizer->begun;
+    }
+    return translate(stq_sharded_step(optimizer->sharded, optimizer->parameters->values,
+                                      optimizer->parameters->gradients, optimizer->settings.clip, result));
 }
 
 enum app_status optimizer_step(struct optimizer *optimizer, double learning_rate, stq_step_result *result) {
@@ -94,6 +138,9 @@ enum app_status optimizer_step(struct optimizer *optimizer, double learning_rate
         if (status != APP_OK) {
             return status;
         }
+    }
+    if (optimizer->sharded) {
+        return step_sharded(optimizer, result);
     }
     stq_step step = {.size = sizeof(step),
                      .parameters = optimizer->values,

@@ -3,7 +3,7 @@
 #define STQUANT_TRAIN_OPTIMIZER_H
 
 #include <stdint.h>
-#include <stquant/adamw.h>
+#include <stquant/sharded.h>
 
 #include "train/failure.h"
 #include "train/parameters.h"
@@ -20,16 +20,23 @@ struct optimizer_settings {
 
 struct optimizer {
     stq_adamw *adamw;
+    stq_sharded *sharded; // with several ranks: owns adamw, which then holds this rank's share
+    const struct parameter_set *parameters;
+    enum app_status begun; // how the sums that began during the backward pass have gone so far
     struct optimizer_settings settings;
     const void **gradients; // (tensors), in the order of the parameter list
     void **values;
     int tensors;
 };
 
-// On failure nothing stays allocated.
+// States are sharded over the ranks of `comm`, if that is not null; it and `parameters` must outlive the optimizer. On
+// failure nothing stays allocated.
 enum app_status optimizer_create(struct optimizer *optimizer, const struct optimizer_settings *settings,
-                                 const struct parameter_set *parameters);
+                                 const struct parameter_set *parameters, stq_comm *comm);
 void optimizer_release(struct optimizer *optimizer);
+
+// The gradients of these tensors are complete: their sum over the ranks may begin.
+void optimizer_gradients_ready(struct optimizer *optimizer, int first, int count);
 
 // One step at this learning rate, from the gradients that lie in the parameter set.
 enum app_status optimizer_step(struct optimizer *optimizer, double learning_rate, stq_step_result *result);

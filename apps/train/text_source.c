@@ -47,7 +47,8 @@ static void training(struct batch_source *base, int64_t position, struct batch *
     struct text_source *source = (struct text_source *)base;
     const int64_t starts = source->training_count - source->settings.length;
     for (int64_t row = 0; row < source->settings.batch; row++) {
-        uint64_t index = (uint64_t)(position * source->settings.batch + row);
+        uint64_t index =
+            (uint64_t)((position * source->settings.ranks + source->settings.rank) * source->settings.batch + row);
         fill_row(source, row, (int64_t)random_below(source->settings.seed, RANDOM_BATCHES, index, (uint64_t)starts));
     }
     *batch = filled(source, source->settings.batch);
@@ -97,6 +98,7 @@ enum app_status text_source_create(const struct sequence *sequence, const struct
     }
     const size_t tokens = (size_t)(settings->batch * settings->length);
     source->settings = *settings;
+    source->settings.ranks = settings->ranks ? settings->ranks : 1;
     source->sequence = *sequence;
     source->training_count = sequence_training_count(sequence, settings->validation_share);
     source->validation_count = sequence->count - source->training_count;
@@ -111,7 +113,7 @@ enum app_status text_source_create(const struct sequence *sequence, const struct
         return status;
     }
     int64_t windows = (source->validation_count - 1) / settings->length;
-    const int64_t wanted = settings->validation_batches * settings->batch;
+    const int64_t wanted = settings->validation_batches * settings->batch * source->settings.ranks;
     source->validation_windows = windows < wanted ? windows : wanted;
     source->base = (struct batch_source){.operations = &operations,
                                          .items = (int64_t)tokens,

@@ -309,6 +309,7 @@ static void backward(struct vit *vit, const struct attention_shape *shape) {
     for (int64_t layer = vit->config.layers - 1; layer >= 0; layer--) {
         transformer_backward(&vit->compute, shape, &vit->blocks[layer], &vit->activations[layer], &vit->scratch,
                              vit->gradient);
+        model_gradients_ready(&vit->base, FIRST_BLOCK + (int)layer * BLOCK_TENSORS, BLOCK_TENSORS);
     }
     dropout_apply(&vit->compute, &dropout, vit->gradient, values);
     embed_backward(vit, images);

@@ -55,4 +55,33 @@ launch 3 hang
 [ "$status" != 0 ] && [ "$status" != 124 ] && [ $((SECONDS - begin)) -le 30 ] && grep -q "did not answer within 5 s" <<<"$output" &&
     grep -q "Rank [02] of 3" <<<"$output"
 report $? "when a rank hangs the others say so after the time-out"
+
+# The trainer: the batch is the global one, so that losses differ from one rank's only by the order of sums.
+if [ -n "${STQUANT_COMMAND:-}" ]; then
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    for i in $(seq 400); do echo "Line $i of a text that says nothing new: $((i * i)) and $((i * 7919 % 1000))."; done >"$folder/text"
+    options="train gpt2 --data $folder/text --layers 1 --width 32 --heads 2 --sequence-length 32 --batch 12 --steps 20 --threads 1
+        --optimizer adamw --validate-every 0 --validation-batches 2 --sample-length 0"
+    # shellcheck disable=SC2086 # options are meant to be split
+    "$STQUANT_COMMAND" $options --log "$folder/1" >/dev/null 2>&1
+    for ranks in 2 3; do
+        # shellcheck disable=SC2086
+        timeout 60 mpirun --oversubscribe -n $ranks "$STQUANT_COMMAND" $options --log "$folder/$ranks" >/dev/null 2>&1
+        python3 - "$folder/1" "$folder/$ranks" $ranks <<'END'
+import json, sys
+one, many = ([json.loads(line) for line in open(path)] for path in sys.argv[1:3])
+assert len(one) == len(many) == 20
+for a, b in zip(one, many):
+    assert abs(a["train_loss"] - b["train_loss"]) < 1e-4 and b["ranks"] == int(sys.argv[3])
+    assert b["state_bytes_per_rank"] < a["state_bytes"] / b["ranks"] + 16384
+assert abs(one[-1]["validation_loss"] - many[-1]["validation_loss"]) < 1e-4
+END
+        report $? "the trainer's losses on $ranks ranks are those of one"
+    done
+    # shellcheck disable=SC2086
+    output=$(timeout 60 mpirun --oversubscribe -n 5 "$STQUANT_COMMAND" $options 2>&1)
+    [ $? = 2 ] && grep -q "make --batch a multiple of 5" <<<"$output"
+    report $? "a batch that cannot be shared out is refused"
+fi
 [ "$failures" = 0 ]

@@ -43,12 +43,18 @@ static uint64_t digest_of(const stq_sharded *s, const float *parameters, int64_t
     return digest;
 }
 
-static void fill_gradients(float *gradients, const int64_t *offsets, uint32_t t, bool contributes) {
+/* The gradient is noise in multiples of a quantum; each rank but 0 contributes noise of its own, rank 0 the rest. */
+static void fill_gradients(float *gradients, const int64_t *offsets, uint32_t t, int rank, int ranks) {
     for (uint32_t i = 0; i < TENSORS; i++)
-        for (int64_t k = 0; k < shapes[i][0] * shapes[i][1]; k++)
-            gradients[offsets[i] + k] =
-                contributes ? ldexpf(1e-3f, (int)(k / shapes[i][1] % 5) - (int)i) * noise(t * 64 + i, (uint32_t)k)
-                            : 0.0f;
+        for (int64_t k = 0; k < shapes[i][0] * shapes[i][1]; k++) {
+            float quantum = ldexpf(1e-3f, (int)(k / shapes[i][1] % 5) - (int)i);
+            float part = rintf(512.0f * noise(t * 64 + i, (uint32_t)k));
+            for (int r = 1; r < ranks && rank == 0; r++)
+                part -= rintf(512.0f * noise(t * 64 + i + 1000003u * (uint32_t)r, (uint32_t)k));
+            if (rank > 0)
+                part = rintf(512.0f * noise(t * 64 + i + 1000003u * (uint32_t)rank, (uint32_t)k));
+            gradients[offsets[i] + k] = part * ldexpf(1.0f, ilogbf(quantum) - 9);
+        }
 }
 
 int main(int argc, char **argv) {
@@ -87,7 +93,7 @@ int main(int argc, char **argv) {
             sleep(60);
         if (strcmp(mode, "diverge") == 0 && rank == 1 && t == 10)
             s->adamw->policy.config.state_bits = 3.0, s->adamw->policy.cap_bytes = s->adamw->policy.cap_bytes * 3 / 4;
-        fill_gradients(gradients, offsets, t, rank == 0);
+        fill_gradients(gradients, offsets, t, rank, stq_comm_ranks(comm));
         if (strcmp(mode, "nan") == 0 && t == 5 && rank == stq_comm_ranks(comm) - 1)
             gradients[offsets[5] + 3] = NAN;
         /* Two buckets begun early, the rest in the step. */

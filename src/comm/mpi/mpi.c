@@ -131,7 +131,10 @@ static stq_status start_part(const transport *t, char *part, int64_t count, stq_
     for (int64_t at = 0; at < count; at += largest_message) {
         char *from = part + (size_t)at * stq_comm_type_size(type);
         const void *send = t->rank == root ? MPI_IN_PLACE : from;
-        MPI_CHECK(MPI_Ireduce(send, from, piece(count - at), datatype, MPI_SUM, root, t->comm, &p->requests[p->count]));
+        /* Elsewhere the receive buffer does not count, but must not be the send buffer. */
+        void *receive = t->rank == root ? from : NULL;
+        MPI_CHECK(
+            MPI_Ireduce(send, receive, piece(count - at), datatype, MPI_SUM, root, t->comm, &p->requests[p->count]));
         p->count++;
     }
     return STQ_OK;
