@@ -17,13 +17,17 @@ static stq_tile *fill(stq_tile *list, const stq_item *items, size_t count, int64
     return list;
 }
 
-stq_status stq_worklist_make(stq_worklist *list, const stq_item *items, size_t count) {
+void stq_worklist_count(stq_worklist *list, const stq_item *items, size_t count) {
     memset(list, 0, sizeof *list);
     list->item_count = (int64_t)count;
     for (size_t i = 0; i < count; i++) {
         list->tile_count += parts(items[i].count, STQ_TILE);
         list->segment_count += parts(items[i].count, STQ_SEGMENT);
     }
+}
+
+stq_status stq_worklist_make(stq_worklist *list, const stq_item *items, size_t count) {
+    stq_worklist_count(list, items, count);
     if (list->tile_count > INT32_MAX)
         return stq_error(STQ_UNSUPPORTED, "The list has %lld tiles of %d elements; one GPU launch takes 2147483647.",
                          (long long)list->tile_count, STQ_TILE);

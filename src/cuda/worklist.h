@@ -18,6 +18,9 @@ typedef struct stq_worklist {
  * STQ_OUT_OF_MEMORY leaves nothing behind, STQ_UNSUPPORTED names a list with more than 2^31 - 1 tiles. */
 stq_status stq_worklist_make(stq_worklist *list, const stq_item *items, size_t count);
 
+/* The counts of such lists alone. */
+void stq_worklist_count(stq_worklist *list, const stq_item *items, size_t count);
+
 void stq_worklist_free(stq_worklist *list);
 
 /* How an item is to be worked on in a step with such coefficients: one of the STQ_KIND values. */

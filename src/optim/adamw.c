@@ -94,6 +94,8 @@ static stq_status fill(stq_adamw *o, const stq_adamw_config *config, const stq_t
     o->cpu.segment_sums = record(segments + 1, sizeof(double), &o->store.record_bytes);
     if (o->cpu.segment_sums == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the sums of %zu tensors.", o->tensor_count);
+    if (o->backend->record_bytes)
+        o->store.record_bytes += o->backend->record_bytes(o->store.items, o->tensor_count, o->group_count);
     o->policy = (stq_policy){.config = config->policy,
                              .fixed_bytes = stq_store_fixed_bytes(&o->store, o->exempt, o->tensors),
                              .granularity = o->store.pool.allocator.granularity,
@@ -117,7 +119,14 @@ stq_status stq_adamw_prepare(stq_adamw **optimizer, const stq_adamw_config *conf
     o->group_count = config->group_count ? config->group_count : 1;
     o->tensor_count = tensor_count;
     o->store.count = tensor_count;
-    stq_pool_init(&o->store.pool, config->allocator);
+#ifdef STQ_WITH_CUDA
+    if (config->device == STQ_DEVICE_CUDA) {
+        o->backend = &stq_cuda_backend;
+        o->backend_context = NULL;
+    }
+#endif
+    bool device_memory = config->allocator == NULL && o->backend->allocator.allocate != NULL;
+    stq_pool_init(&o->store.pool, device_memory ? &o->backend->allocator : config->allocator);
     stq_status status = allocate_records(o, tensors);
     if (status == STQ_OK)
         status = fill(o, config, tensors);
@@ -149,7 +158,9 @@ stq_status stq_adamw_create(stq_adamw **optimizer, const stq_adamw_config *confi
         if (holds_everything(o))
             o->store.pool.cap = o->policy.cap_bytes;
     }
-    stq_status status = stq_store_open(&o->store, o->exempt);
+    stq_status status = o->backend->open ? o->backend->open(o, config->device_index) : STQ_OK;
+    if (status == STQ_OK)
+        status = stq_store_open(&o->store, o->exempt);
     if (status != STQ_OK) {
         stq_adamw_destroy(o);
         *optimizer = NULL;
@@ -161,6 +172,8 @@ void stq_adamw_destroy(stq_adamw *optimizer) {
     if (optimizer == NULL)
         return;
     stq_store_close(&optimizer->store);
+    if (optimizer->backend->close)
+        optimizer->backend->close(optimizer->backend_context);
     free(optimizer->cpu.segment_sums);
     free(optimizer->groups);
     free(optimizer->coefficients);

@@ -30,10 +30,30 @@ typedef struct stq_backend {
     /* Copies between the backend's memory and the host's, ordered after the work enqueued so far. */
     stq_status (*read)(void *context, void *host, const void *source, uint64_t bytes);
     stq_status (*write)(void *context, void *target, const void *host, uint64_t bytes);
+
+    /* Slots of devices whose work runs behind the host's back, NULL on the CPU. With `step` the first three slots are
+     * not used. */
+
+    /* Memory for states where the host supplies none; open() sets its context. */
+    stq_allocator allocator;
+    /* Bytes of the backend's own lists. */
+    uint64_t (*record_bytes)(const stq_item *items, size_t count, size_t groups);
+    /* Sets the optimizer's backend_context, which close() frees even after a failure; close(NULL) is allowed. */
+    stq_status (*open)(struct stq_adamw *optimizer, int device_index);
+    void (*close)(void *context);
+    /* stq_adamw_step() from the attached gradients on. Steps may be in flight afterwards. */
+    stq_status (*step)(struct stq_adamw *optimizer, const stq_step *step, stq_step_result *result);
+    /* Waits for steps in flight and brings the optimizer's counts up to date. */
+    stq_status (*settle)(struct stq_adamw *optimizer);
+    /* Changes a group for the steps that are enqueued from now on. */
+    stq_status (*set_group)(void *context, size_t index, const stq_adamw_group *group);
 } stq_backend;
 
 /* The CPU's table; its context is a stq_cpu. */
 extern const stq_backend stq_cpu_backend;
+
+/* The table of STQ_DEVICE_CUDA; src/cuda/backend.c, in builds with CUDA. */
+extern const stq_backend stq_cuda_backend;
 
 typedef struct stq_cpu {
     int threads;          /* OpenMP threads, 0 = all */

@@ -58,7 +58,12 @@ stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *ten
     if (config->size != sizeof *config || config->policy.size != sizeof config->policy)
         return stq_error(STQ_INVALID_ARGUMENT,
                          "The configuration has another version's size; start from stq_adamw_defaults().");
-    if (config->device != STQ_DEVICE_CPU)
+#ifdef STQ_WITH_CUDA
+    bool device_exists = config->device == STQ_DEVICE_CPU || config->device == STQ_DEVICE_CUDA;
+#else
+    bool device_exists = config->device == STQ_DEVICE_CPU;
+#endif
+    if (!device_exists)
         return stq_error(STQ_UNSUPPORTED, "This build of stquant has no device %d; use the CPU.", (int)config->device);
     if (tensors == NULL || tensor_count == 0 || tensor_count > UINT32_MAX)
         return stq_error(STQ_INVALID_ARGUMENT, "An optimizer needs at least one tensor.");
@@ -80,6 +85,8 @@ stq_status stq_adamw_set_group(stq_adamw *optimizer, size_t index, const stq_ada
     if (index >= optimizer->group_count)
         return stq_error(STQ_INVALID_ARGUMENT, "There is no group %zu; there are %zu.", index, optimizer->group_count);
     STQ_CHECK(check_group(index, group));
+    if (optimizer->backend->set_group)
+        STQ_CHECK(optimizer->backend->set_group(optimizer->backend_context, index, group));
     optimizer->groups[index] = *group;
     return STQ_OK;
 }

@@ -113,6 +113,7 @@ static stq_status read_shared(const stq_adamw *o, size_t index, const stq_planes
 
 stq_status stq_adamw_read_state(const stq_adamw *o, size_t index, stq_state state, float *values, int64_t first,
                                 int64_t count) {
+    STQ_CHECK(stq_adamw_settle(o));
     STQ_CHECK(check_index(o, index, state));
     const stq_tensor *tensor = &o->tensors[index];
     int64_t here = first - tensor->first;
@@ -268,6 +269,7 @@ static stq_status write_shared(stq_adamw *o, size_t index, const stq_planes *sou
 
 stq_status stq_adamw_write_state(stq_adamw *o, size_t index, stq_state state, const stq_planes *source, int64_t first,
                                  int64_t count) {
+    STQ_CHECK(stq_adamw_settle(o));
     STQ_CHECK(check_index(o, index, state));
     STQ_CHECK(check_source(o, index, source, first, count));
     const stq_tensor *tensor = &o->tensors[index];

@@ -43,4 +43,14 @@ stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *ten
 stq_status stq_adamw_prepare(stq_adamw **optimizer, const stq_adamw_config *config, const stq_tensor *tensors,
                              size_t tensor_count);
 
+/* Whether the next step decides widths, by the counts that the host knows. */
+stq_status stq_step_due(const stq_adamw *o, bool *due);
+
+/* Factors and widths for step `step_number`: sets the targets. */
+stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number);
+
+/* Waits for steps in flight, so that counts and states are those of all steps so far. What a reader sees is no change
+ * of the optimizer, which is why it may be const. */
+stq_status stq_adamw_settle(const stq_adamw *o);
+
 #endif

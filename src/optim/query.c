@@ -12,6 +12,7 @@ static double all_in_bits(uint64_t bytes, uint64_t parameters) {
 
 stq_status stq_adamw_memory(const stq_adamw *o, stq_memory *memory) {
     const stq_pool *pool = &o->store.pool;
+    STQ_CHECK(stq_adamw_settle(o));
     *memory = (stq_memory){
         .parameters = o->parameters,
         .state_bytes = pool->bytes,
@@ -50,9 +51,15 @@ stq_status stq_adamw_tensor(const stq_adamw *o, size_t index, stq_tensor_info *i
     return STQ_OK;
 }
 
-int64_t stq_adamw_step_count(const stq_adamw *o) { return o->steps; }
+int64_t stq_adamw_step_count(const stq_adamw *o) {
+    (void)stq_adamw_settle(o);
+    return o->steps;
+}
 
-int64_t stq_adamw_skipped_count(const stq_adamw *o) { return o->skipped; }
+int64_t stq_adamw_skipped_count(const stq_adamw *o) {
+    (void)stq_adamw_settle(o);
+    return o->skipped;
+}
 
 stq_status stq_adamw_plan(const stq_adamw_config *config, const stq_tensor *tensors, size_t tensor_count,
                           stq_memory *memory) {
@@ -113,6 +120,7 @@ static stq_status digest_state(const stq_adamw *o, const stq_item *item, const s
 }
 
 stq_status stq_adamw_digest(const stq_adamw *o, uint64_t *digest) {
+    STQ_CHECK(stq_adamw_settle(o));
     uint64_t value = (uint64_t)o->steps;
     for (size_t i = 0; i < o->tensor_count; i++) {
         STQ_CHECK(digest_state(o, &o->store.items[i], &o->store.items[i].m_in, &value));

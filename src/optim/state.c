@@ -34,6 +34,7 @@ static stq_status check_count(const stq_adamw *o, size_t tensor_count) {
 
 stq_status stq_adamw_save_records(const stq_adamw *o, stq_adamw_record *record, stq_tensor_record *tensors,
                                   size_t tensor_count) {
+    STQ_CHECK(stq_adamw_settle(o));
     STQ_CHECK(check_count(o, tensor_count));
     const stq_policy *policy = &o->policy;
     *record = (stq_adamw_record){

@@ -82,7 +82,7 @@ static stq_status measure_sharing(stq_adamw *o, size_t i) {
     return STQ_OK;
 }
 
-static stq_status decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number) {
+stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number) {
     stq_policy_kind kind = o->policy.config.kind;
     bool needs_factors = kind == STQ_POLICY_ZONES || kind == STQ_POLICY_RATE_DISTORTION;
     for (size_t i = 0; i < o->tensor_count; i++) {
@@ -164,10 +164,24 @@ static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_numb
 }
 
 /* Tensors restored without a state have no target yet, which calls for a decision out of turn. */
-stq_status stq_adamw_decision_due(const stq_adamw *o, bool *due) {
+stq_status stq_step_due(const stq_adamw *o, bool *due) {
     *due = stq_policy_due(&o->policy, o->steps + 1);
     for (size_t i = 0; i < o->tensor_count && !*due; i++)
         *due = o->targets[i][0] == 0;
+    return STQ_OK;
+}
+
+stq_status stq_adamw_settle(const stq_adamw *o) {
+    return o->backend->settle ? o->backend->settle((stq_adamw *)(uintptr_t)o) : STQ_OK;
+}
+
+/* Steps in flight may turn out to be skipped, never more than the host expects. */
+stq_status stq_adamw_decision_due(const stq_adamw *o, bool *due) {
+    STQ_CHECK(stq_step_due(o, due));
+    if (*due && o->backend->settle) {
+        STQ_CHECK(stq_adamw_settle(o));
+        STQ_CHECK(stq_step_due(o, due));
+    }
     return STQ_OK;
 }
 
@@ -179,6 +193,8 @@ stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *r
             *result = done;
         return STQ_OK;
     }
+    if (o->backend->step)
+        return o->backend->step(o, step, result);
     double unscale = step->loss_scale ? step->unscale / (double)*step->loss_scale : step->unscale;
     STQ_CHECK(gradient_norm(o, step, unscale, &done.gradient_norm));
     done.skipped = !isfinite(done.gradient_norm) || (step->found_infinite && *step->found_infinite != 0.0f);
@@ -188,7 +204,7 @@ stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *r
         int64_t step_number = o->steps + 1;
         STQ_CHECK(stq_adamw_decision_due(o, &done.decided));
         if (done.decided)
-            STQ_CHECK(decide(o, step, unscale, step_number));
+            STQ_CHECK(stq_step_decide(o, step, unscale, step_number));
         STQ_CHECK(update(o, unscale * stq_clip_factor(done.gradient_norm, step->max_gradient_norm), step_number));
     }
     if (result)

@@ -88,10 +88,10 @@ static void multiply_transposed(const score_job *job, const float *y, int32_t *z
  * (F |y|), so that |G|_2^2 ~ |G' G x| / |x| = F^2 |y| |z| / 2^60 and the stable rank is 2^60 / (|y| |z|). A start
  * vector that the matrix maps to 0 says nothing; then the rank counts as full.
  */
-static stq_status stable_rank(const score_job *job, double *rank, stq_row_statistics *statistics) {
+static stq_status power_iterations(const score_job *job, double norms[2], stq_row_statistics *statistics) {
     int64_t rows = job->rows, cols = job->whole.cols;
     int64_t smaller = rows < cols ? rows : cols;
-    *rank = (double)smaller;
+    norms[0] = norms[1] = 0;
     if (smaller == 1) {
         multiply(job, NULL, NULL, statistics);
         return STQ_OK;
@@ -118,11 +118,31 @@ static stq_status stable_rank(const score_job *job, double *rank, stq_row_statis
             x = stq_power_rescale(z, cols, z_norm, job->frobenius);
     }
     free(y);
-    if (y_norm > 0 && z_norm > 0) {
-        double found = STQ_POWER_RANGE * STQ_POWER_RANGE / (y_norm * z_norm);
-        *rank = found < (double)smaller ? found : (double)smaller;
-    }
+    norms[0] = y_norm;
+    norms[1] = z_norm;
     return STQ_OK;
+}
+
+/* A start vector that the matrix maps to 0 says nothing; then the rank counts as full. */
+static double stable_rank(const stq_tensor *tensor, double y_norm, double z_norm) {
+    double smaller = (double)(tensor->rows < tensor->cols ? tensor->rows : tensor->cols);
+    double found = y_norm > 0 && z_norm > 0 ? STQ_POWER_RANGE * STQ_POWER_RANGE / (y_norm * z_norm) : smaller;
+    return (found < smaller ? found : smaller) / smaller;
+}
+
+stq_factors stq_score_finish(const stq_tensor *tensor, const stq_moment_sums *sums,
+                             const stq_row_statistics *statistics, double y_norm, double z_norm, double unscale) {
+    double count = (double)tensor->count;
+    double root_mean_square = sqrt(sums->squares / count);
+    return (stq_factors){
+        .n = root_mean_square * unscale,
+        .r = stable_rank(tensor, y_norm, z_norm),
+        .sharpness = (double)stq_bits_float(sums->largest_bits) / root_mean_square,
+        .kurtosis = sums->fourths * count / (sums->squares * sums->squares),
+        .row_spread = row_spread(statistics, tensor->rows),
+        .near_zero = (double)statistics->near_zero / count,
+        .depth = (double)tensor->depth,
+    };
 }
 
 static stq_status check_arguments(const stq_tensor *tensor, const void *gradient, float unscale) {
@@ -145,7 +165,6 @@ stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, flo
                              stq_factors *factors) {
     STQ_CHECK(check_arguments(tensor, gradient, unscale));
     threads = stq_thread_count(threads);
-    double count = (double)tensor->count;
     stq_moment_sums sums;
     stq_tensor_moments(&sums, gradient, tensor->gradient_type, tensor->count, threads);
     if (sums.largest_bits >= 0x7f800000u)
@@ -166,19 +185,9 @@ stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, flo
                      .threads = threads};
     job.frobenius = sqrt(sums.squares) * (double)job.whole.prescale;
     job.threshold = largest * job.whole.prescale * NEAR_ZERO;
-    double rank = 1;
+    double norms[2];
     stq_row_statistics statistics;
-    STQ_CHECK(stable_rank(&job, &rank, &statistics));
-    double root_mean_square = sqrt(sums.squares / count);
-    int64_t smaller = tensor->rows < tensor->cols ? tensor->rows : tensor->cols;
-    *factors = (stq_factors){
-        .n = root_mean_square * (double)unscale,
-        .r = rank / (double)smaller,
-        .sharpness = (double)largest / root_mean_square,
-        .kurtosis = sums.fourths * count / (sums.squares * sums.squares),
-        .row_spread = row_spread(&statistics, tensor->rows),
-        .near_zero = (double)statistics.near_zero / count,
-        .depth = (double)tensor->depth,
-    };
+    STQ_CHECK(power_iterations(&job, norms, &statistics));
+    *factors = stq_score_finish(tensor, &sums, &statistics, norms[0], norms[1], (double)unscale);
     return STQ_OK;
 }

@@ -7,6 +7,8 @@
 #ifndef STQ_POWER_H
 #define STQ_POWER_H
 
+#include <stquant/score.h>
+
 #include "quant/codec.h"
 #include "score/sums.h"
 
@@ -59,5 +61,9 @@ void stq_power_columns(const stq_matrix *range, const float *y, int32_t *z);
  * range that lies in one row. */
 void stq_power_row_squares(const stq_matrix *range, float threshold, float fixed_point, uint64_t *squares,
                            int64_t *near_zero);
+
+/* The factors of a whole tensor (largest |g| above 0, finite) from its sums and the norms of the last products. */
+stq_factors stq_score_finish(const stq_tensor *tensor, const stq_moment_sums *sums,
+                             const stq_row_statistics *statistics, double y_norm, double z_norm, double unscale);
 
 #endif

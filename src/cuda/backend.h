@@ -1,0 +1,58 @@
+/* backend.h - what the CUDA backend keeps for one optimizer. */
+#ifndef STQ_CUDA_BACKEND_H
+#define STQ_CUDA_BACKEND_H
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/kernels.h"
+#include "cuda/worklist.h"
+#include "optim/optimizer.h"
+
+/* Uploads of items in flight at most: the host writes one while the copy of the other may still be read. */
+#define STQ_CUDA_SLOTS 2
+
+typedef struct stq_cuda {
+    int device;
+    cudaStream_t stream; /* of the latest step */
+    stq_worklist list;   /* in host memory */
+
+    stq_device_item *items; /* on the device, as all pointers up to `control` */
+    stq_tile *tiles;
+    stq_tile *segments;
+    int64_t *first_segment;
+    double *sums; /* a segment, an item, and the total */
+    stq_coefficients *coefficients;
+    stq_adamw_group *groups;
+    int64_t *missed;
+    stq_control *control;
+
+    stq_device_item *present;                /* the items as uploaded last */
+    stq_device_item *staged[STQ_CUDA_SLOTS]; /* pinned */
+    cudaEvent_t copied[STQ_CUDA_SLOTS];
+    int slot;
+    stq_control *counted; /* pinned: the control record as read back */
+
+    int64_t known_steps; /* the optimizer's counts when device and host last agreed, or as expected since */
+    int64_t known_skipped;
+    bool counts_uploaded;
+    bool unsettled; /* steps were enqueued whose outcome the host has not seen */
+} stq_cuda;
+
+/* Names the failed call in a sentence. */
+stq_status stq_cuda_error(cudaError_t error, const char *call);
+
+#define STQ_CUDA_CHECK(call)                               \
+    do {                                                   \
+        cudaError_t stq_cuda_status = (call);              \
+        if (stq_cuda_status != cudaSuccess)                \
+            return stq_cuda_error(stq_cuda_status, #call); \
+    } while (0)
+
+/* Factors of all tensors that take part in this step, one entry a tensor; waits for the device. */
+stq_status stq_cuda_factors(stq_adamw *o, double unscale, stq_factors *factors);
+
+/* The step slot of the backend table, and the reading back of its counts. */
+stq_status stq_cuda_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *result);
+stq_status stq_cuda_settle(stq_adamw *o);
+
+#endif

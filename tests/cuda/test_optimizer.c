@@ -1,0 +1,245 @@
+/*
+ * test_optimizer.c - whole optimizers, one on the CPU and one on the GPU, given the same gradients: the same digests,
+ * parameters, widths, counts and bytes after every step. Prints TAP; exit status 77 without a GPU.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "fixture.h"
+#include "quant/convert.h"
+#include <stquant/adamw.h>
+
+enum { TENSORS = 7 };
+
+static const struct {
+    const char *name;
+    int64_t rows, cols;
+    stq_dtype parameter_type, gradient_type;
+} shapes[TENSORS] = {{"embedding", 300, 96, STQ_BFLOAT16, STQ_BFLOAT16}, {"gain", 1, 96, STQ_BFLOAT16, STQ_BFLOAT16},
+                     {"attention", 288, 96, STQ_FLOAT32, STQ_FLOAT32},   {"wide", 64, 1031, STQ_FLOAT32, STQ_BFLOAT16},
+                     {"tall", 2111, 40, STQ_BFLOAT16, STQ_FLOAT32},      {"half", 100, 100, STQ_FLOAT16, STQ_FLOAT16},
+                     {"large", 1024, 640, STQ_BFLOAT16, STQ_BFLOAT16}};
+
+/* Counts what it hands out, to see memory come back. */
+typedef struct counting {
+    uint64_t bytes, peak;
+    int allocations;
+} counting;
+
+static void *counted_allocate(void *context, size_t bytes) {
+    counting *c = context;
+    void *pointer = NULL;
+    if (cudaMalloc(&pointer, bytes) != cudaSuccess)
+        return NULL;
+    c->bytes += bytes;
+    c->peak = c->bytes > c->peak ? c->bytes : c->peak;
+    c->allocations++;
+    return pointer;
+}
+
+static void counted_release(void *context, void *pointer, size_t bytes) {
+    counting *c = context;
+    CUDA(cudaFree(pointer));
+    c->bytes -= bytes;
+    c->allocations--;
+}
+
+/* Both optimizers and their arrays. */
+typedef struct pair {
+    stq_adamw *cpu, *gpu;
+    uint8_t *parameter[TENSORS], *gradient[TENSORS];
+    uint8_t *device_parameter[TENSORS], *device_gradient[TENSORS];
+    size_t parameter_bytes[TENSORS], gradient_bytes[TENSORS];
+    uint64_t random;
+} pair;
+
+static void must(stq_status status) {
+    if (status == STQ_OK)
+        return;
+    printf("Bail out! %s: %s\n", stq_status_name(status), stq_last_error());
+    exit(1);
+}
+
+static void open_pair(pair *p, stq_adamw_config config, const stq_allocator *allocator) {
+    stq_tensor tensors[TENSORS];
+    memset(p, 0, sizeof *p);
+    p->random = 77;
+    for (int i = 0; i < TENSORS; i++) {
+        tensors[i] = stq_tensor_whole(shapes[i].name, shapes[i].rows, shapes[i].cols);
+        tensors[i].parameter_type = shapes[i].parameter_type;
+        tensors[i].gradient_type = shapes[i].gradient_type;
+        int64_t count = tensors[i].count;
+        p->parameter_bytes[i] = (size_t)count * stq_dtype_size(shapes[i].parameter_type);
+        p->gradient_bytes[i] = (size_t)count * stq_dtype_size(shapes[i].gradient_type);
+        p->parameter[i] = malloc(p->parameter_bytes[i]);
+        p->gradient[i] = malloc(p->gradient_bytes[i]);
+        CUDA(cudaMalloc((void **)&p->device_parameter[i], p->parameter_bytes[i]));
+        CUDA(cudaMalloc((void **)&p->device_gradient[i], p->gradient_bytes[i]));
+        for (int64_t k = 0; k < count; k++)
+            stq_store_float(p->parameter[i], shapes[i].parameter_type, k, (float)random_normal(&p->random) * 0.05f,
+                            0x8000u);
+        CUDA(cudaMemcpy(p->device_parameter[i], p->parameter[i], p->parameter_bytes[i], cudaMemcpyHostToDevice));
+    }
+    must(stq_adamw_create(&p->cpu, &config, tensors, TENSORS));
+    stq_memory cpu, gpu;
+    must(stq_adamw_memory(p->cpu, &cpu));
+    config.device = STQ_DEVICE_CUDA;
+    config.allocator = allocator;
+    must(stq_adamw_plan(&config, tensors, TENSORS, &gpu));
+    /* The GPU's lists are charged to its cap: give it as much more as they take. */
+    if (config.policy.cap_bytes != 0)
+        config.policy.cap_bytes += gpu.smallest_bytes - cpu.smallest_bytes;
+    must(stq_adamw_create(&p->gpu, &config, tensors, TENSORS));
+}
+
+static void close_pair(pair *p) {
+    stq_adamw_destroy(p->cpu);
+    stq_adamw_destroy(p->gpu);
+    for (int i = 0; i < TENSORS; i++) {
+        free(p->parameter[i]);
+        free(p->gradient[i]);
+        CUDA(cudaFree(p->device_parameter[i]));
+        CUDA(cudaFree(p->device_gradient[i]));
+    }
+}
+
+static void draw(pair *p, int step) {
+    for (int i = 0; i < TENSORS; i++) {
+        double scale = ldexp(1e-3, -i) * (1.0 + 0.5 * sin(step * 0.3 + i));
+        for (int64_t k = 0; k < shapes[i].rows * shapes[i].cols; k++) {
+            double g = random_normal(&p->random) * scale * (1.0 + (double)(k / shapes[i].cols % 7));
+            stq_store_float(p->gradient[i], shapes[i].gradient_type, k, (float)g, 0x8000u);
+        }
+        CUDA(cudaMemcpy(p->device_gradient[i], p->gradient[i], p->gradient_bytes[i], cudaMemcpyHostToDevice));
+    }
+}
+
+static void make_infinite(pair *p, int tensor) {
+    stq_store_float(p->gradient[tensor], shapes[tensor].gradient_type, 5, INFINITY, 0);
+    CUDA(
+        cudaMemcpy(p->device_gradient[tensor], p->gradient[tensor], p->gradient_bytes[tensor], cudaMemcpyHostToDevice));
+}
+
+/* One step of both; `ask` wants the result, which makes the GPU wait. */
+static bool step_pair(pair *p, stq_step step, int missing, bool ask) {
+    const void *gradients[TENSORS], *device_gradients[TENSORS];
+    void *parameters[TENSORS], *device_parameters[TENSORS];
+    for (int i = 0; i < TENSORS; i++) {
+        parameters[i] = p->parameter[i];
+        device_parameters[i] = p->device_parameter[i];
+        gradients[i] = i == missing ? NULL : p->gradient[i];
+        device_gradients[i] = i == missing ? NULL : p->device_gradient[i];
+    }
+    stq_step_result on_cpu, on_gpu;
+    step.size = sizeof step;
+    step.parameters = parameters;
+    step.gradients = gradients;
+    must(stq_adamw_step(p->cpu, &step, &on_cpu));
+    step.parameters = device_parameters;
+    step.gradients = device_gradients;
+    must(stq_adamw_step(p->gpu, &step, ask ? &on_gpu : NULL));
+    if (!ask)
+        return true;
+    bool norm = on_cpu.gradient_norm == on_gpu.gradient_norm || !isfinite(on_cpu.gradient_norm);
+    return norm && on_cpu.skipped == on_gpu.skipped && on_cpu.decided == on_gpu.decided;
+}
+
+/* Widths, counts, states and parameters. */
+static bool same(const pair *p, char *text, size_t size) {
+    static uint8_t copy[1 << 21];
+    if (stq_adamw_step_count(p->cpu) != stq_adamw_step_count(p->gpu) ||
+        stq_adamw_skipped_count(p->cpu) != stq_adamw_skipped_count(p->gpu)) {
+        snprintf(text, size, "steps %lld and %lld", (long long)stq_adamw_step_count(p->cpu),
+                 (long long)stq_adamw_step_count(p->gpu));
+        return false;
+    }
+    for (int i = 0; i < TENSORS; i++) {
+        stq_tensor_info cpu, gpu;
+        must(stq_adamw_tensor(p->cpu, (size_t)i, &cpu));
+        must(stq_adamw_tensor(p->gpu, (size_t)i, &gpu));
+        if (cpu.m_bits != gpu.m_bits || cpu.v_bits != gpu.v_bits || cpu.zone != gpu.zone ||
+            memcmp(&cpu.factors, &gpu.factors, sizeof cpu.factors) != 0) {
+            snprintf(text, size, "%s: widths %u/%u and %u/%u, n %.17g and %.17g, r %.17g and %.17g", shapes[i].name,
+                     cpu.m_bits, cpu.v_bits, gpu.m_bits, gpu.v_bits, cpu.factors.n, gpu.factors.n, cpu.factors.r,
+                     gpu.factors.r);
+            return false;
+        }
+        CUDA(cudaMemcpy(copy, p->device_parameter[i], p->parameter_bytes[i], cudaMemcpyDeviceToHost));
+        if (memcmp(copy, p->parameter[i], p->parameter_bytes[i]) != 0) {
+            snprintf(text, size, "parameters of %s", shapes[i].name);
+            return false;
+        }
+    }
+    uint64_t cpu, gpu;
+    must(stq_adamw_digest(p->cpu, &cpu));
+    must(stq_adamw_digest(p->gpu, &gpu));
+    snprintf(text, size, "digests %016llx and %016llx", (unsigned long long)cpu, (unsigned long long)gpu);
+    return cpu == gpu;
+}
+
+/* Everything that a step can be asked for, by turns. */
+static void run(const char *name, stq_adamw_config config, const stq_allocator *allocator, int steps, bool ask) {
+    static pair p;
+    char text[300] = "";
+    open_pair(&p, config, allocator);
+    bool equal = true;
+    int step = 1;
+    for (; step <= steps && equal; step++) {
+        stq_step s = {.unscale = step % 3 ? 1.0 : 0.25, .max_gradient_norm = step % 2 ? 1.0 : 0.0};
+        draw(&p, step);
+        if (step % 13 == 4)
+            make_infinite(&p, step % TENSORS);
+        if (step % 5 == 0) {
+            s.norm_supplied = true;
+            s.gradient_norm = step % 10 ? 0.75 : 40.0;
+        }
+        if (step == 20) {
+            stq_adamw_group group = {
+                .learning_rate = 5e-4, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.05};
+            must(stq_adamw_set_group(p.cpu, 0, &group));
+            must(stq_adamw_set_group(p.gpu, 0, &group));
+        }
+        if (step % 13 == 4 && s.norm_supplied)
+            s.norm_supplied = false;
+        equal = step_pair(&p, s, step % 6 == 3 ? 2 : -1, ask);
+        if (equal && (ask || step % 4 == 0 || step == steps))
+            equal = same(&p, text, sizeof text);
+        else if (!equal)
+            snprintf(text, sizeof text, "the results of the step");
+    }
+    report(equal, "%s, %d steps%s%s", name, step - 1, equal ? "" : ": ", equal ? "" : text);
+    close_pair(&p);
+}
+
+int main(void) {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        printf("1..0 # SKIP no GPU\n");
+        return 77;
+    }
+    stq_adamw_config config = stq_adamw_defaults();
+    config.seed = 11;
+    config.policy.kind = STQ_POLICY_FIXED;
+    config.policy.fixed_m_bits = 5;
+    config.policy.fixed_v_bits = 4;
+    run("fixed widths, steps in flight", config, NULL, 60, false);
+    run("fixed widths, each result asked for", config, NULL, 30, true);
+    config.error_compensation = 0.5;
+    run("error compensation", config, NULL, 12, false);
+    config.error_compensation = 0.0;
+    config.policy.kind = STQ_POLICY_FLOAT32;
+    run("float32 states", config, NULL, 12, false);
+
+    counting counted = {0};
+    stq_allocator allocator = {
+        .context = &counted, .allocate = counted_allocate, .release = counted_release, .granularity = 64};
+    config.policy.kind = STQ_POLICY_ZONES;
+    config.policy.cap_bytes = 1000000;
+    config.policy.decide_every = 7;
+    run("zones with decisions, steps in flight", config, &allocator, 60, false);
+    run("zones with decisions, each result asked for", config, &allocator, 40, true);
+    report(counted.allocations == 0 && counted.bytes == 0 && counted.peak > 0, "all memory came back (peak %llu bytes)",
+           (unsigned long long)counted.peak);
+    printf("# %d failed\n", failures());
+    return failures() ? 1 : 0;
+}
