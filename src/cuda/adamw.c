@@ -12,28 +12,43 @@
 #include "quant/shared.h"
 #include "score/power.h"
 
-/* The items as the device shall see them; uploads them if they differ from those it has. */
-static stq_status upload_items(stq_adamw *o) {
+/* One item as the device shall see it. */
+static stq_device_item device_item(const stq_adamw *o, size_t index) {
+    stq_device_item item;
+    memset(&item, 0, sizeof item);
+    item.item = o->store.items[index];
+    item.item.group = o->tensors[index].group;
+    item.kind = stq_item_kind(&item.item, o->error_compensation != 0.0);
+    return item;
+}
+
+static stq_status upload_changed(stq_adamw *o) {
     stq_cuda *cuda = o->backend_context;
     size_t bytes = o->tensor_count * sizeof(stq_device_item);
     int slot = (cuda->slot + 1) % STQ_CUDA_SLOTS;
-    stq_device_item *items = cuda->staged[slot];
     STQ_CUDA_CHECK(cudaEventSynchronize(cuda->copied[slot]));
-    for (size_t i = 0; i < o->tensor_count; i++) {
-        items[i].item = o->store.items[i];
-        items[i].item.group = o->tensors[i].group;
-        items[i].kind = stq_item_kind(&items[i].item, o->error_compensation != 0.0);
-        if (stq_is_shared(items[i].item.v_out.bits))
-            return stq_error(STQ_UNSUPPORTED, "Tensor '%s' shares its second moment, which the GPU cannot do yet.",
-                             o->tensors[i].name);
-    }
-    if (memcmp(items, cuda->present, bytes) == 0)
-        return STQ_OK;
-    memcpy(cuda->present, items, bytes);
-    STQ_CUDA_CHECK(cudaMemcpyAsync(cuda->items, items, bytes, cudaMemcpyHostToDevice, cuda->stream));
+    for (size_t i = 0; i < o->tensor_count; i++)
+        cuda->present[i] = device_item(o, i);
+    memcpy(cuda->staged[slot], cuda->present, bytes);
+    STQ_CUDA_CHECK(cudaMemcpyAsync(cuda->items, cuda->staged[slot], bytes, cudaMemcpyHostToDevice, cuda->stream));
     STQ_CUDA_CHECK(cudaEventRecord(cuda->copied[slot], cuda->stream));
     cuda->slot = slot;
     return STQ_OK;
+}
+
+/* Uploads the items if they differ from those that the device has. Nothing is called where they do not, so that a step
+ * can be captured into a graph. */
+static stq_status upload_items(stq_adamw *o) {
+    stq_cuda *cuda = o->backend_context;
+    bool changed = false;
+    for (size_t i = 0; i < o->tensor_count; i++) {
+        if (stq_is_shared(o->store.items[i].v_out.bits))
+            return stq_error(STQ_UNSUPPORTED, "Tensor '%s' shares its second moment, which the GPU cannot do yet.",
+                             o->tensors[i].name);
+        stq_device_item item = device_item(o, i);
+        changed = changed || memcmp(&item, &cuda->present[i], sizeof item) != 0;
+    }
+    return changed ? upload_changed(o) : STQ_OK;
 }
 
 /* Tells the device the counts that the host knows: at first, after a restored state, after a step that failed. */

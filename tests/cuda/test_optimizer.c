@@ -211,6 +211,56 @@ static void run(const char *name, stq_adamw_config config, const stq_allocator *
     close_pair(&p);
 }
 
+/* A captured step, replayed: the device counts the steps itself. */
+static void run_graph(stq_adamw_config config) {
+    static pair p;
+    char text[300] = "";
+    enum { BEFORE = 3, REPLAYS = 9 };
+    open_pair(&p, config, NULL);
+    cudaStream_t stream;
+    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    stq_step s = {.unscale = 1.0, .max_gradient_norm = 1.0, .stream = stream};
+    for (int step = 1; step <= BEFORE; step++) {
+        draw(&p, step);
+        step_pair(&p, s, -1, false);
+        CUDA(cudaStreamSynchronize(stream));
+    }
+    void *parameters[TENSORS];
+    const void *gradients[TENSORS];
+    for (int i = 0; i < TENSORS; i++) {
+        parameters[i] = p.device_parameter[i];
+        gradients[i] = p.device_gradient[i];
+    }
+    s.size = sizeof s;
+    s.parameters = parameters;
+    s.gradients = gradients;
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    must(stq_adamw_step(p.gpu, &s, NULL));
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiate(&replay, graph, 0));
+    bool equal = true;
+    for (int step = BEFORE + 1; step <= BEFORE + REPLAYS && equal; step++) {
+        draw(&p, step);
+        if (step == BEFORE + 4)
+            make_infinite(&p, 2);
+        CUDA(cudaGraphLaunch(replay, stream));
+        CUDA(cudaStreamSynchronize(stream));
+        for (int i = 0; i < TENSORS; i++) {
+            parameters[i] = p.parameter[i];
+            gradients[i] = p.gradient[i];
+        }
+        must(stq_adamw_step(p.cpu, &s, NULL));
+        equal = same(&p, text, sizeof text);
+    }
+    report(equal, "a step captured into a graph, %d replays%s%s", REPLAYS, equal ? "" : ": ", equal ? "" : text);
+    CUDA(cudaGraphExecDestroy(replay));
+    CUDA(cudaGraphDestroy(graph));
+    close_pair(&p);
+    CUDA(cudaStreamDestroy(stream));
+}
+
 int main(void) {
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
@@ -224,6 +274,7 @@ int main(void) {
     config.policy.fixed_v_bits = 4;
     run("fixed widths, steps in flight", config, NULL, 60, false);
     run("fixed widths, each result asked for", config, NULL, 30, true);
+    run_graph(config);
     config.error_compensation = 0.5;
     run("error compensation", config, NULL, 12, false);
     config.error_compensation = 0.0;
