@@ -246,106 +246,132 @@ static void test_prepare(uint64_t seed) {
     fixture_close(&f);
 }
 
-/* A tensor of more than 2^31 values: states start from nothing, so that slices of it can be followed on the host. */
+/* A tensor of more than 2^31 values, 5 bits, bfloat16. Its states start from nothing, so that slices of it can be
+ * followed on the host; its gradient repeats every 65,536 values. */
+enum { SLICE = 1024, PERIOD = 65536, HUGE_STEPS = 2 };
+
+typedef struct huge {
+    int64_t count;
+    uint16_t gradients[PERIOD];
+    uint8_t *parameter, *gradient, *state[2], *low_bits[2], *scales[2]; /* on the device */
+    stq_coefficients steps[HUGE_STEPS];
+} huge;
+
+static stq_planes five_bits(uint8_t *base, uint8_t *low_bits, void *scales) {
+    stq_planes planes = {.base = base, .bit = {low_bits}, .scales = scales, .bits = 5};
+    return planes;
+}
+
+static stq_item huge_item(int64_t count, int64_t first, void *parameter, const void *gradient) {
+    stq_item item = {.count = count,
+                     .parameter = parameter,
+                     .gradient = gradient,
+                     .first_block = first / STQ_BLOCK,
+                     .tensor = 3,
+                     .parameter_type = STQ_BFLOAT16,
+                     .gradient_type = STQ_BFLOAT16};
+    return item;
+}
+
+static void open_huge(huge *h) {
+    size_t blocks = (size_t)stq_block_count(h->count);
+    uint64_t random = 5;
+    for (int i = 0; i < PERIOD; i++)
+        h->gradients[i] = stq_to_bfloat16((float)random_normal(&random), 0x8000u);
+    CUDA(cudaMalloc((void **)&h->parameter, (size_t)h->count * 2));
+    CUDA(cudaMalloc((void **)&h->gradient, ((size_t)h->count + PERIOD) * 2));
+    CUDA(cudaMemset(h->parameter, 0, (size_t)h->count * 2));
+    for (int64_t at = 0; at < h->count; at += PERIOD)
+        CUDA(cudaMemcpy(h->gradient + at * 2, h->gradients, sizeof h->gradients, cudaMemcpyHostToDevice));
+    for (int s = 0; s < 2; s++) {
+        CUDA(cudaMalloc((void **)&h->state[s], blocks * 64));
+        CUDA(cudaMalloc((void **)&h->low_bits[s], blocks * 16));
+        CUDA(cudaMalloc((void **)&h->scales[s], blocks * 2));
+    }
+    stq_adamw_group group = {.learning_rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8};
+    for (int step = 0; step < HUGE_STEPS; step++)
+        h->steps[step] = stq_step_coefficients(&group, 1.0, 0.0, 9, (uint64_t)step + 1);
+}
+
+static void close_huge(huge *h) {
+    CUDA(cudaFree(h->parameter));
+    CUDA(cudaFree(h->gradient));
+    for (int s = 0; s < 2; s++) {
+        CUDA(cudaFree(h->state[s]));
+        CUDA(cudaFree(h->low_bits[s]));
+        CUDA(cudaFree(h->scales[s]));
+    }
+}
+
+static void step_huge(const huge *h) {
+    stq_device_item item = {.item = huge_item(h->count, 0, h->parameter, h->gradient)};
+    item.item.m_out = five_bits(h->state[0], h->low_bits[0], h->scales[0]);
+    item.item.v_out = five_bits(h->state[1], h->low_bits[1], h->scales[1]);
+    stq_worklist list;
+    if (stq_worklist_make(&list, &item.item, 1) != STQ_OK) {
+        report(false, "the work list of a huge tensor: %s", stq_last_error());
+        return;
+    }
+    struct {
+        stq_device_item item;
+        stq_coefficients coefficients;
+        stq_control control;
+    } * device;
+    stq_tile *tiles;
+    CUDA(cudaMalloc((void **)&device, sizeof *device));
+    CUDA(cudaMemset(device, 0, sizeof *device));
+    CUDA(cudaMalloc((void **)&tiles, (size_t)list.tile_count * sizeof *tiles));
+    CUDA(cudaMemcpy(tiles, list.tiles, (size_t)list.tile_count * sizeof *tiles, cudaMemcpyHostToDevice));
+    for (int step = 0; step < HUGE_STEPS; step++) {
+        item.kind = stq_item_kind(&item.item, false);
+        CUDA(cudaMemcpy(&device->item, &item, sizeof item, cudaMemcpyHostToDevice));
+        CUDA(cudaMemcpy(&device->coefficients, &h->steps[step], sizeof *h->steps, cudaMemcpyHostToDevice));
+        CUDA(stq_cuda_step(&device->item, tiles, list.tile_count, &device->coefficients, &device->control, 0));
+        item.item.m_in = item.item.m_out;
+        item.item.v_in = item.item.v_out;
+    }
+    CUDA(cudaDeviceSynchronize());
+    CUDA(cudaFree(device));
+    CUDA(cudaFree(tiles));
+    stq_worklist_free(&list);
+}
+
+/* Whether `length` values from `first` on differ from the reference's, in parameters or in v's nibbles. */
+static bool slice_differs(const huge *h, int64_t first, int64_t length) {
+    static uint8_t state[2][SLICE], low_bits[2][SLICE], copy[SLICE * 2];
+    static uint16_t parameters[SLICE], gradients[SLICE], scales[2][SLICE];
+    memset(parameters, 0, sizeof parameters);
+    for (int64_t i = 0; i < length; i++)
+        gradients[i] = h->gradients[(first + i) % PERIOD];
+    stq_item item = huge_item(length, first, parameters, gradients);
+    item.m_out = five_bits(state[0], low_bits[0], scales[0]);
+    item.v_out = five_bits(state[1], low_bits[1], scales[1]);
+    for (int step = 0; step < HUGE_STEPS; step++) {
+        stq_reference_kernels.step(&item, &h->steps[step], 0, stq_block_count(length));
+        item.m_in = item.m_out;
+        item.v_in = item.v_out;
+    }
+    CUDA(cudaMemcpy(copy, h->parameter + first * 2, (size_t)length * 2, cudaMemcpyDeviceToHost));
+    bool differs = memcmp(copy, parameters, (size_t)length * 2) != 0;
+    CUDA(cudaMemcpy(copy, h->state[1] + first / 2, (size_t)length / 2, cudaMemcpyDeviceToHost));
+    return differs || memcmp(copy, state[1], (size_t)length / 2) != 0;
+}
+
 static void test_huge(void) {
-    const int64_t count = ((int64_t)1 << 31) + 70000;
+    static huge h = {.count = ((int64_t)1 << 31) + 70000};
     size_t room, all;
     CUDA(cudaMemGetInfo(&room, &all));
-    if (room < (size_t)count * 6) {
+    if (room < (size_t)h.count * 6) {
         report(true, "more than 2^31 values # SKIP not enough memory");
         return;
     }
-    enum { SLICE = 1024 };
-    static uint16_t gradients[65536], parameters[SLICE];
-    uint64_t random = 5;
-    for (int i = 0; i < 65536; i++)
-        gradients[i] = stq_to_bfloat16((float)random_normal(&random), 0x8000u);
-    uint8_t *device[14];
-    stq_device_item big = {
-        .item = {.count = count, .parameter_type = STQ_BFLOAT16, .gradient_type = STQ_BFLOAT16, .tensor = 3}};
-    size_t blocks = (size_t)stq_block_count(count);
-    const size_t bytes[] = {(size_t)count * 2 + 140000,
-                            (size_t)count * 2 + 140000,
-                            blocks * 64,
-                            blocks * 16,
-                            blocks * 2,
-                            blocks * 64,
-                            blocks * 16,
-                            blocks * 2};
-    for (int k = 0; k < 8; k++)
-        CUDA(cudaMalloc((void **)&device[k], bytes[k]));
-    CUDA(cudaMemset(device[0], 0, bytes[0]));
-    for (int64_t at = 0; at < count; at += 65536)
-        CUDA(cudaMemcpyAsync(device[1] + at * 2, gradients, sizeof gradients, cudaMemcpyHostToDevice, 0));
-    big.item.parameter = device[0];
-    big.item.gradient = device[1];
-    stq_planes m = {.base = device[2], .bit = {device[3]}, .scales = (uint16_t *)(void *)device[4], .bits = 5};
-    stq_planes v = {.base = device[5], .bit = {device[6]}, .scales = (uint16_t *)(void *)device[7], .bits = 5};
-    big.item.m_out = m;
-    big.item.v_out = v;
-    stq_worklist list;
-    stq_worklist_make(&list, &big.item, 1);
-    stq_tile *tiles;
-    stq_device_item *items;
-    stq_coefficients *coefficients;
-    stq_control *control;
-    CUDA(cudaMalloc((void **)&tiles, (size_t)list.tile_count * sizeof *tiles));
-    CUDA(cudaMemcpy(tiles, list.tiles, (size_t)list.tile_count * sizeof *tiles, cudaMemcpyHostToDevice));
-    CUDA(cudaMalloc((void **)&items, sizeof *items));
-    CUDA(cudaMalloc((void **)&coefficients, sizeof *coefficients));
-    CUDA(cudaMalloc((void **)&control, sizeof *control));
-    CUDA(cudaMemset(control, 0, sizeof *control));
-    stq_adamw_group group = {.learning_rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8};
-    stq_coefficients steps[2];
-    for (int step = 0; step < 2; step++) {
-        steps[step] = stq_step_coefficients(&group, 1.0, 0.0, 9, (uint64_t)step + 1);
-        big.kind = stq_item_kind(&big.item, false);
-        CUDA(cudaMemcpy(items, &big, sizeof big, cudaMemcpyHostToDevice));
-        CUDA(cudaMemcpy(coefficients, &steps[step], sizeof *coefficients, cudaMemcpyHostToDevice));
-        CUDA(stq_cuda_step(items, tiles, list.tile_count, coefficients, control, 0));
-        big.item.m_in = m;
-        big.item.v_in = v;
-    }
-    int wrong = 0;
-    for (int place = 0; place < 3; place++) {
-        int64_t first = place == 0   ? 0
-                        : place == 1 ? ((int64_t)1 << 31) - 512
-                                     : (count - SLICE) / STQ_BLOCK * STQ_BLOCK;
-        int64_t length = place == 2 ? count - first : SLICE;
-        static uint8_t state[2][SLICE], slice[SLICE * 2], copy[SLICE * 2];
-        static uint16_t scales[2][16], slice_gradients[SLICE * 2];
-        static uint8_t low_bits[2][SLICE / 8 + 32];
-        memset(parameters, 0, sizeof parameters);
-        memset(slice, 0, sizeof slice);
-        for (int64_t i = 0; i < length; i++)
-            slice_gradients[i] = gradients[(first + i) % 65536];
-        stq_item item = {.count = length,
-                         .parameter = slice,
-                         .gradient = slice_gradients,
-                         .first_block = first / STQ_BLOCK,
-                         .tensor = 3,
-                         .parameter_type = STQ_BFLOAT16,
-                         .gradient_type = STQ_BFLOAT16};
-        item.m_out = (stq_planes){.base = state[0], .bit = {low_bits[0]}, .scales = scales[0], .bits = 5};
-        item.v_out = (stq_planes){.base = state[1], .bit = {low_bits[1]}, .scales = scales[1], .bits = 5};
-        for (int step = 0; step < 2; step++) {
-            stq_reference_kernels.step(&item, &steps[step], 0, stq_block_count(length));
-            item.m_in = item.m_out;
-            item.v_in = item.v_out;
-        }
-        CUDA(cudaMemcpy(copy, device[0] + first * 2, (size_t)length * 2, cudaMemcpyDeviceToHost));
-        wrong += memcmp(copy, slice, (size_t)length * 2) != 0;
-        CUDA(cudaMemcpy(copy, device[5] + first / 2, (size_t)length / 2, cudaMemcpyDeviceToHost));
-        wrong += memcmp(copy, state[1], (size_t)length / 2) != 0;
-    }
-    report(wrong == 0, "a tensor of 2^31 + 70000 values: %d of 6 slices differ", wrong);
-    for (int k = 0; k < 8; k++)
-        CUDA(cudaFree(device[k]));
-    CUDA(cudaFree(tiles));
-    CUDA(cudaFree(items));
-    CUDA(cudaFree(coefficients));
-    CUDA(cudaFree(control));
-    stq_worklist_free(&list);
+    open_huge(&h);
+    step_huge(&h);
+    int64_t end = (h.count - SLICE) / STQ_BLOCK * STQ_BLOCK + STQ_BLOCK;
+    int wrong = slice_differs(&h, 0, SLICE) + slice_differs(&h, ((int64_t)1 << 31) - 512, SLICE) +
+                slice_differs(&h, end, h.count - end);
+    report(wrong == 0, "a tensor of 2^31 + 70000 values: %d of 3 slices differ", wrong);
+    close_huge(&h);
 }
 
 int main(int argc, char **argv) {
