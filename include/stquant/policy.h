@@ -49,7 +49,7 @@ STQ_API const char *stq_zone_name(stq_zone zone);
 /** Configuration of a policy. Fill it with stq_policy_defaults() and change what differs. */
 typedef struct stq_policy_config {
     size_t size;              /**< sizeof(stq_policy_config), for compatibility of later versions */
-    stq_policy_kind kind;     /**< default STQ_POLICY_ZONES until measurements say otherwise */
+    stq_policy_kind kind;     /**< default STQ_POLICY_RATE_DISTORTION: docs/decisions/003-default-policy.md */
     double state_bits;        /**< the cap: all-in bits per state value (8 * bytes / (2 * parameters)); default 5.0 */
     uint64_t cap_bytes;       /**< the cap in bytes; 0 = from state_bits; the global model's, whatever the rank count */
     stq_cap_mode cap_mode;    /**< default STQ_CAP_PEAK */

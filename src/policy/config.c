@@ -7,7 +7,7 @@
 
 stq_policy_config stq_policy_defaults(void) {
     stq_policy_config config = {.size = sizeof config,
-                                .kind = STQ_POLICY_ZONES,
+                                .kind = STQ_POLICY_RATE_DISTORTION,
                                 .state_bits = 5.0,
                                 .cap_mode = STQ_CAP_PEAK,
                                 .fixed_m_bits = 4,
