@@ -34,6 +34,7 @@ POLICIES = {
     "STQ_POLICY_RATE_DISTORTION": 3,
 }
 CAP_MODES = {"STQ_CAP_PEAK": 0, "STQ_CAP_MEAN": 1}
+SHARED_MODES = {"STQ_SHARED_OFF": 0, "STQ_SHARED_AUTO": 1}
 ZONES = {
     "STQ_ZONE_EXEMPT": 0,
     "STQ_ZONE_CRITICAL": 1,
@@ -42,9 +43,16 @@ ZONES = {
     "STQ_ZONE_REDUNDANT": 4,
 }
 STATES = {"STQ_FIRST_MOMENT": 0, "STQ_SECOND_MOMENT": 1}
-PARTS = {"STQ_PART_BASE": 0, "STQ_PART_BIT0": 1, "STQ_PART_BIT3": 4, "STQ_PART_SCALES": 5, "STQ_PART_VALUES": 6}
-CONSTANTS = {"STQ_BLOCK": 128, "STQ_RECORD_VERSION": 1}
-ENUMERATIONS = [STATUSES, DTYPES, DEVICES, POLICIES, CAP_MODES, ZONES, STATES, PARTS, CONSTANTS]
+PARTS = {
+    "STQ_PART_BASE": 0,
+    "STQ_PART_BIT0": 1,
+    "STQ_PART_BIT3": 4,
+    "STQ_PART_SCALES": 5,
+    "STQ_PART_VALUES": 6,
+    "STQ_PART_SHARED": 7,
+}
+CONSTANTS = {"STQ_BLOCK": 128, "STQ_RECORD_VERSION": 1, "STQ_BITS_SHARED_ROW": 64, "STQ_BITS_SHARED_COL": 65}
+ENUMERATIONS = [STATUSES, DTYPES, DEVICES, POLICIES, CAP_MODES, SHARED_MODES, ZONES, STATES, PARTS, CONSTANTS]
 
 # ---- Structs: field for field as in the headers ----
 
@@ -121,6 +129,7 @@ class PolicyConfig(Structure):
         ("highest_bits", c_uint32),
         ("decide_every", c_int64),
         ("planned_steps", c_int64),
+        ("shared_v", c_int),
         ("annealing", c_double),
     ]
 

@@ -14,6 +14,11 @@ from . import _binding
 from ._library import STQ_DTYPES, check, library
 
 
+# Widths of a second moment that is one mean a row, or a column.
+SHARED_WIDTHS = {
+    "row": _binding.CONSTANTS["STQ_BITS_SHARED_ROW"],
+    "column": _binding.CONSTANTS["STQ_BITS_SHARED_COL"],
+}
 _ELEMENTS = {1: torch.uint8, 2: torch.int16, 4: torch.float32}
 
 
@@ -51,6 +56,7 @@ class Settings:
     highest_bits: int
     decide_every: int
     planned_steps: int
+    shared_v: bool
     annealing: float
     error_compensation: float
     exempt_below: int
@@ -125,6 +131,7 @@ def _policy_config(settings: Settings) -> _binding.PolicyConfig:
     config.highest_bits = settings.highest_bits
     config.decide_every = settings.decide_every
     config.planned_steps = settings.planned_steps
+    config.shared_v = _binding.SHARED_MODES["STQ_SHARED_AUTO" if settings.shared_v else "STQ_SHARED_OFF"]
     config.annealing = settings.annealing
     return config
 
@@ -308,12 +315,10 @@ class Engine:
         return values
 
     def write_state(self, index: int, state: int, planes: dict[str, torch.Tensor], bits: int) -> None:
-        """Encodes one moment of the elements held here from host planes of `bits` bits (32: float32 `values`)."""
+        """Encodes one moment of the elements held here from host planes of `bits` bits (32: float32 `values`; shared
+        widths: `shared`)."""
         spec = self.specs[index]
-        names = ["values"] if bits == 32 else ["base", *(f"bit{k}" for k in range(library.stq_plane_count(bits) - 1))]
-        sizes = {name: library.stq_plane_bytes(spec.count, bits, place) for place, name in enumerate(names)}
-        if bits != 32:
-            sizes["scales"] = 2 * library.stq_block_count(spec.count)
+        sizes = self._sizes(spec, bits, planes)
         for name, size in sizes.items():
             held = planes[name].numel() * planes[name].element_size() if name in planes else 0
             if held != size:
@@ -322,12 +327,27 @@ class Engine:
                 )
         if spec.count == 0:
             return
+        names = [name for name in sizes if name != "scales"]
         source = _binding.Planes(bits=bits, base=planes[names[0]].data_ptr())
         for place, name in enumerate(names[1:]):
             source.bit[place] = planes[name].data_ptr()
-        if bits != 32:
+        if "scales" in sizes:
             source.scales = planes["scales"].data_ptr()
         self._call(library.stq_adamw_write_state(self.handle, index, state, source, spec.first, spec.count))
+
+    @staticmethod
+    def _sizes(spec: TensorSpec, bits: int, planes: dict[str, torch.Tensor]) -> dict[str, int]:
+        """Names and bytes of the arrays that a state of this width has; base first."""
+        if bits == 32:
+            return {"values": 4 * spec.count}
+        if bits in SHARED_WIDTHS.values():
+            # The means, of which nothing may be missing, and behind them factors and probes.
+            means = 4 * (spec.rows if bits == SHARED_WIDTHS["row"] else spec.cols)
+            held = 4 * planes["shared"].numel() if "shared" in planes else 0
+            return {"shared": max(held, means)}
+        names = ["base", *(f"bit{place}" for place in range(library.stq_plane_count(bits) - 1))]
+        sizes = {name: library.stq_plane_bytes(spec.count, bits, place) for place, name in enumerate(names)}
+        return {**sizes, "scales": 2 * library.stq_block_count(spec.count)}
 
     def gradient_norm(self) -> float:
         """Global norm of the last step's gradients, unscaled and not clipped; NaN before the first step."""

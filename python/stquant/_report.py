@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ._engine import Engine, zone_name
+from ._engine import SHARED_WIDTHS, Engine, TensorSpec, zone_name
 
 if TYPE_CHECKING:
     from .adamw import AdamW
@@ -16,10 +16,20 @@ def _coded(engine: Engine) -> list[tuple]:
     return [(spec, info) for spec, info in pairs if 2 <= info.m_bits <= 8]
 
 
+def _v_bits(spec: TensorSpec, info: Any) -> float:
+    """Bits a value of the second moment; a shared one has a float32 for each row or column."""
+    if info.v_bits == SHARED_WIDTHS["row"]:
+        return 32 / spec.cols
+    if info.v_bits == SHARED_WIDTHS["column"]:
+        return 32 / spec.rows
+    return info.v_bits
+
+
 def telemetry(engine: Engine) -> dict[str, float]:
     """See AdamW.telemetry."""
     usage = engine.usage()
     coded = _coded(engine)
+    v_bits = [_v_bits(spec, info) for spec, info in coded]
     elements = sum(spec.count for spec, _ in coded) or 1
     numbers: dict[str, float] = {
         "step": engine.steps,
@@ -30,11 +40,11 @@ def telemetry(engine: Engine) -> dict[str, float]:
         "state_bits": usage.final_bits,
         "mean_state_bits": usage.all_in_bits,
         "mean_m_bits": sum(info.m_bits * spec.count for spec, info in coded) / elements,
-        "mean_v_bits": sum(info.v_bits * spec.count for spec, info in coded) / elements,
+        "mean_v_bits": sum(bits * spec.count for bits, (spec, _) in zip(v_bits, coded)) / elements,
     }
-    for spec, info in coded:
+    for bits, (spec, info) in zip(v_bits, coded):
         numbers[f"m_bits/{spec.name}"] = info.m_bits
-        numbers[f"v_bits/{spec.name}"] = info.v_bits
+        numbers[f"v_bits/{spec.name}"] = bits
         numbers[f"n/{spec.name}"] = info.factors.n
         numbers[f"r/{spec.name}"] = info.factors.r
     return numbers
@@ -47,6 +57,10 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def _width_name(bits: int) -> str:
+    return {SHARED_WIDTHS["row"]: "row", SHARED_WIDTHS["column"]: "col"}.get(bits, str(bits))
 
 
 def _row(name: str, elements: int, m_bits: str, v_bits: str, bits: str, size: str, zone: str) -> str:
@@ -67,7 +81,7 @@ def memory_summary(optimizer: AdamW) -> str:
         info = engine.tensor_info(index)
         bits = 4 * info.bytes / spec.count if spec.count else 0.0
         lines.append(
-            _row(spec.name, spec.count, str(info.m_bits), str(info.v_bits), f"{bits:.2f}", _size(info.bytes),
+            _row(spec.name, spec.count, str(info.m_bits), _width_name(info.v_bits), f"{bits:.2f}", _size(info.bytes),
                  zone_name(info.zone))
         )
     usage = engine.usage()

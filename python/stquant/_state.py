@@ -157,7 +157,11 @@ def _write(engine: Engine, index: int, state: int, planes: dict, bits: int, targ
     """Fills one state from planes: copied where names and sizes are the states' own, encoded anew otherwise."""
     name = _STATES[state]
     own = {key[2:]: value for key, value in target.items() if key.startswith(name + ".")}
-    if {key: value.numel() for key, value in own.items()} == {key: value.numel() for key, value in planes.items()}:
+    same = {key: value.numel() for key, value in own.items()} == {key: value.numel() for key, value in planes.items()}
+    shared = "shared" in own
+    if shared and not same:
+        raise ValueError(f"The shared second moment of parameter '{engine.specs[index].name}' has another size.")
+    if same and not shared:
         for key, value in own.items():
             value.copy_(planes[key])
         return

@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from . import _binding, _layout, _sharded, _state
-from ._engine import Engine, Settings, TensorSpec, is_exempt, plan
+from ._engine import SHARED_WIDTHS, Engine, Settings, TensorSpec, is_exempt, plan
 from ._library import STQ_DTYPES, library
 
 # What torch.optim.AdamW's groups have besides ours.
@@ -39,12 +39,13 @@ def _widths(bits: Any, where: str) -> tuple[int, int]:
     """(m, v) widths of a group's `bits`: None = the policy chooses (0, 0), an int for both, or a pair."""
     if bits is None:
         return 0, 0
-    pair = (bits, bits) if isinstance(bits, int) else tuple(bits)
-    known = [width for width in pair if isinstance(width, int) and (2 <= width <= 8 or width == 32)]
-    if len(pair) != 2 or len(known) != 2 or (pair[0] == 32) != (pair[1] == 32):
+    pair = (bits, bits) if isinstance(bits, int) else tuple(SHARED_WIDTHS.get(width, width) for width in bits)
+    widths = range(2, 9)
+    coded = len(pair) == 2 and pair[0] in widths and (pair[1] in widths or pair[1] in SHARED_WIDTHS.values())
+    if not coded and pair != (32, 32):
         raise ValueError(
             f"{where}: bits is {bits!r}; use None (the policy chooses), a width of 2 to 8, a pair of them for the first "
-            "and second moment, or 32 for float32 states."
+            "and second moment, the second of which may be 'row' or 'column' (shared), or 32 for float32 states."
         )
     return pair
 
@@ -72,13 +73,16 @@ class AdamW(Optimizer):
         policy: how widths are chosen: ``'zones'``, ``'rate-distortion'``, ``'fixed'`` (see ``fixed_bits``) or
             ``'float32'``; None is the library's default.
         bits: widths of the tensors of a group, usually given per group: None leaves them to the policy, 2 to 8 is a
-            width for both moments, a pair one for each, 32 keeps float32 states.
+            width for both moments, a pair one for each, 32 keeps float32 states. A second moment may be shared: ``(4,
+            'row')`` keeps one mean for each row instead of codes, ``(4, 'column')`` for each column.
         fixed_bits: widths of (first, second moment) under ``policy='fixed'``; the cap is not applied then.
         cap_bytes: the cap in bytes instead of ``state_bits``; that of the whole model, however it is sharded.
         cap_mode: ``'peak'``: the cap holds at every step; ``'mean'``: it is the mean over ``planned_steps``.
         lowest_bits, highest_bits: range of the widths that the policy may choose, 2 to 8.
         decide_every: steps between decisions; there are others at steps 1, 10 and 30.
         planned_steps: length of the run, 0 = unknown. Annealing and ``cap_mode='mean'`` use it.
+        shared_v: the policy may share second moments along rows or columns where they vary little; None is the library's
+            default. Not with ``portable_state`` or DTensors.
         annealing: 1 = the policy's differences between tensors shrink over the first half of the run, 0 = they stay.
         error_compensation: share in [0, 1] of the first moment's rounding error that is applied to the parameter at once;
             None is the library's default.
@@ -107,7 +111,7 @@ class AdamW(Optimizer):
         *,
         state_bits: float = 5.0,
         policy: str | None = None,
-        bits: int | tuple[int, int] | None = None,
+        bits: int | tuple[int, int | str] | None = None,
         fixed_bits: int | tuple[int, int] = (4, 4),
         cap_bytes: int | None = None,
         cap_mode: str = "peak",
@@ -115,6 +119,7 @@ class AdamW(Optimizer):
         highest_bits: int = 8,
         decide_every: int = 100,
         planned_steps: int = 0,
+        shared_v: bool | None = None,
         annealing: float = 1.0,
         error_compensation: float | None = None,
         exempt_below: int = 4096,
@@ -134,6 +139,7 @@ class AdamW(Optimizer):
             highest_bits=highest_bits,
             decide_every=decide_every,
             planned_steps=planned_steps,
+            shared_v=bool(defaults.policy.shared_v) if shared_v is None else shared_v,
             annealing=annealing,
             error_compensation=defaults.error_compensation if error_compensation is None else error_compensation,
             exempt_below=exempt_below,
@@ -150,10 +156,17 @@ class AdamW(Optimizer):
 
     def _settings_for(self, specs: list[TensorSpec]) -> Settings:
         """The settings; without a cap where no tensor leaves anything to choose, as in models of vectors alone."""
-        free = [spec for spec in specs if spec.m_bits == 0 and not is_exempt(spec, self._settings)]
-        if free or self._settings.policy == "float32":
-            return self._settings
-        return replace(self._settings, policy="fixed")
+        settings = self._settings
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if self.portable_state or any(map(_layout.is_sharded, parameters)):
+            shared = [spec.name for spec in specs if spec.v_bits in SHARED_WIDTHS.values()]
+            if shared:
+                raise ValueError(f"Parameter '{shared[0]}': a shared second moment needs whole parameters and packed state.")
+            settings = replace(settings, shared_v=False)
+        free = [spec for spec in specs if spec.m_bits == 0 and not is_exempt(spec, settings)]
+        if free or settings.policy == "float32":
+            return settings
+        return replace(settings, policy="fixed")
 
     # ---- Parameters and groups ----
 

@@ -16,6 +16,7 @@ POLICIES = [
     {"policy": "rate-distortion", "state_bits": 4.5},
     {"policy": "fixed", "fixed_bits": (3, 7)},
     {"policy": "float32"},
+    {"policy": "rate-distortion", "state_bits": 4.0, "shared_v": True},
 ]
 
 
@@ -46,7 +47,7 @@ def assert_equal_runs(one, other, steps):
     assert one[1].telemetry() == other[1].telemetry()
 
 
-@pytest.mark.parametrize("arguments", POLICIES, ids=lambda arguments: arguments["policy"])
+@pytest.mark.parametrize("arguments", POLICIES, ids=lambda arguments: arguments["policy"] + "-shared" * ("shared_v" in arguments))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("portable", [False, True])
 def test_resume_is_bit_exact(arguments, dtype, portable):
@@ -122,6 +123,27 @@ def test_smaller_cap(portable):
     for index in (0, 2):
         before, after = (o.full_precision_state_dict()["state"][index]["exp_avg"] for o in (optimizer, smaller))
         assert torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0) > 0.97
+
+
+@pytest.mark.parametrize("along", ["row", "column"])
+def test_shared_second_moments(along):
+    """They resume bit for bit, and become codes where they may not be shared any more."""
+    network, optimizer = trained(0)
+    other, resumed = trained(0)
+    for one in (optimizer, resumed):
+        one.param_groups[0]["bits"] = (5, along)
+    for step in range(6):
+        step_with(optimizer, network, step)
+    other.load_state_dict(network.state_dict())
+    resumed.load_state_dict(through_file(optimizer.state_dict()))
+    assert_equal_runs((network, optimizer), (other, resumed), range(6, 12))
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["bits"] = None
+    _, coded = trained(0, state_bits=8.0)
+    coded.load_state_dict(saved)
+    before, after = (one._engine.read_state(0, 1) for one in (optimizer, coded))
+    assert 2 <= coded._engine.tensor_info(0).v_bits <= 8
+    assert torch.nn.functional.cosine_similarity(before, after, dim=0) > 0.95
 
 
 def test_other_exemptions():

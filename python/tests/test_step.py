@@ -93,6 +93,27 @@ def test_param_groups_have_their_own_values():
     assert all((second.state_dict()[key] == value).all() for key, value in before.items())
 
 
+@pytest.mark.parametrize("along", ["row", "column"])
+def test_shared_second_moment(along):
+    """One mean a row or column: the bytes of v nearly vanish, and the network learns."""
+    network = small_network()
+    matrices = [network[0].weight, network[2].weight]
+    vectors = [network[0].bias, network[2].bias]
+    optimizer = stquant.AdamW([{"params": matrices, "bits": (4, along)}, {"params": vectors}], lr=1e-3)
+    data = torch.randn(16, 256, generator=torch.Generator().manual_seed(2))
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (network(data) - data).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    numbers = optimizer.telemetry()
+    assert numbers["mean_v_bits"] < 0.2 and numbers["mean_m_bits"] == 4
+    assert f" {along[:3]} " in stquant.memory_summary(optimizer)
+
+
 def test_schedulers_change_the_step():
     """OneCycleLR moves the learning rate and beta1 of ours as it does torch's."""
     ours, optimizer, theirs, reference = pair_of_networks(lr=1e-3, policy="float32")
@@ -295,6 +316,8 @@ def test_hooks_run():
         ({"cap_mode": "never"}, ["'never'"]),
         ({"bits": 9}, ["bits is 9"]),
         ({"bits": (32, 4)}, ["bits is (32, 4)"]),
+        ({"bits": (4, "diagonal")}, ["'diagonal'", "'row'"]),
+        ({"bits": (4, "row"), "portable_state": True}, ["shared", "group0.0"]),
         ({"fixed_bits": 1}, ["fixed_bits"]),
         ({"error_compensation": 1.5}, ["error compensation is 1.5"]),
         ({"lowest_bits": 7, "highest_bits": 3}, ["7", "3"]),

@@ -150,9 +150,9 @@ static void test_scale_and_skip_by_pointer(void **state) {
     stq_adamw_destroy(other);
 }
 
-/* A tensor may be restored without a state and without a target, as one that joins a run: its first gradient brings a
- * decision. */
-static void test_a_restored_tensor_without_target_gets_one(void **state) {
+/* A tensor may join a run: its record has no widths, stq_adamw_fit() gives it a target, and its first gradient planes.
+ */
+static void test_a_tensor_joins_a_run(void **state) {
     (void)state;
     static float parameters[2][6000];
     stq_adamw *optimizer = open_fixed();
@@ -160,6 +160,10 @@ static void test_a_restored_tensor_without_target_gets_one(void **state) {
     record.log_n_peak = record.volatility_average = NAN;
     stq_tensor_record none = {.missed = 5, .last_log_n = NAN};
     stq_tensor_record tensors[2] = {none, none};
+    assert_int_equal(stq_adamw_restore(optimizer, &record, tensors, 2), STQ_CORRUPT);
+    assert_int_equal(stq_adamw_fit(optimizer, &record, tensors, 2, NULL), STQ_OK);
+    assert_int_equal(tensors[1].bits[0], 0);
+    assert_int_equal(tensors[1].target[0], 4);
     assert_int_equal(stq_adamw_restore(optimizer, &record, tensors, 2), STQ_OK);
     take_late_step(optimizer, parameters, 5);
     stq_tensor_info info;
@@ -215,7 +219,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_missing_gradients_are_steps_not_made),
         cmocka_unit_test(test_missed_steps_survive_a_restore),
-        cmocka_unit_test(test_a_restored_tensor_without_target_gets_one),
+        cmocka_unit_test(test_a_tensor_joins_a_run),
         cmocka_unit_test(test_no_gradient_at_all_is_no_step),
         cmocka_unit_test(test_slices_decide_as_the_whole),
         cmocka_unit_test(test_scale_and_skip_by_pointer),
