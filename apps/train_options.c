@@ -29,6 +29,8 @@ enum {
     DECIDE_EVERY,
     ANNEALING,
     ERROR_COMPENSATION,
+    SHARED_V,
+    BITS_FOR,
     SEED,
     THREADS,
     LOG,
@@ -66,6 +68,14 @@ static const struct argp_option option_list[] = {
     {"annealing", ANNEALING, "X", 0, "stquant: 1, zones matter less as the run goes on (default); 0, they do not",
      HELP_STATES},
     {"error-compensation", ERROR_COMPENSATION, "X", 0, "Share of the rounding error applied at once, 0 to 1 (0)",
+     HELP_STATES},
+    {"shared-v", SHARED_V, "WHICH", 0,
+     "stquant: share second moments along rows or columns where that costs little: auto, off (default), or names of "
+     "tensors, separated by commas, * for any characters",
+     HELP_STATES},
+    {"bits-for", BITS_FOR, "NAMES=M,V", 0,
+     "Widths of the tensors with such names: 2 to 8, 32, or auto; V may be row or column (one mean each) or coded "
+     "(not shared). May be given several times",
      HELP_STATES},
     {0, 0, 0, 0, "Output:", HELP_OUTPUT},
     {"validate-every", VALIDATE_EVERY, "N", 0, "Steps between validations (a tenth of the run); 0, only the last",
@@ -114,6 +124,13 @@ void train_options_add_data(struct train_options *options, const char *path, con
     options->data[options->data_count++] = path;
 }
 
+// Ends the process with the sentence of a failure.
+static void refuse_failure(enum app_status status, const struct argp_state *state) {
+    if (status != APP_OK) {
+        argp_failure(state, status, 0, "%s", app_failure());
+    }
+}
+
 static error_t parse(int key, char *argument, struct argp_state *state) {
     static const char *const optimizers[] = {"adamw", "fixed", "stquant"};
     static const char *const policies[] = {"zones", "rate-distortion"};
@@ -125,6 +142,12 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         return 0;
     case POLICY:
         options->policy = command_choice(state, "policy", argument, policies, 2);
+        return 0;
+    case SHARED_V:
+        refuse_failure(width_rules_share(&options->widths, argument, &options->shared_v), state);
+        return 0;
+    case BITS_FOR:
+        refuse_failure(width_rules_add(&options->widths, argument), state);
         return 0;
     case CAP_MODE:
         options->cap_mode = command_choice(state, "cap-mode", argument, cap_modes, 2);
@@ -182,6 +205,7 @@ void train_options_complete(struct train_options *options, const struct train_pr
 void train_options_release(struct train_options *options) {
     free(options->data);
     options->data = NULL;
+    width_rules_release(&options->widths);
 }
 
 // With --optimizer fixed, --state-bits is the width of both moments.
@@ -200,6 +224,7 @@ enum app_status train_options_optimizer(const struct train_options *options, str
     policy.decide_every = options->decide_every;
     policy.planned_steps = options->steps;
     policy.annealing = options->annealing;
+    policy.shared_v = options->shared_v ? STQ_SHARED_AUTO : STQ_SHARED_OFF;
     if (options->cap_mode) {
         policy.cap_mode = strcmp(options->cap_mode, "mean") == 0 ? STQ_CAP_MEAN : STQ_CAP_PEAK;
     }
@@ -216,6 +241,7 @@ enum app_status train_options_optimizer(const struct train_options *options, str
         policy.state_bits = isnan(options->state_bits) ? policy.state_bits : options->state_bits;
     }
     *settings = (struct optimizer_settings){.policy = policy,
+                                            .rules = &options->widths,
                                             .beta1 = options->beta1,
                                             .beta2 = options->beta2,
                                             .epsilon = options->epsilon,

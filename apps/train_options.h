@@ -25,6 +25,8 @@ struct train_options {
     const char *policy, *cap_mode;
     int64_t decide_every;
     double annealing, error_compensation;
+    struct width_rules widths; // --bits-for and the patterns of --shared-v
+    int shared_v;              // 1: second moments may be shared
 
     int64_t seed;
     int64_t threads; // 0 = all

@@ -21,15 +21,26 @@ static float relative_depth(const struct parameter_set *parameters, int index) {
     return parameters->count > 1 ? (float)index / (float)(parameters->count - 1) : 0;
 }
 
-static stq_tensor *describe(const struct parameter_set *parameters) {
+static enum app_status describe(const struct optimizer_settings *settings, const struct parameter_set *parameters,
+                                stq_tensor **list) {
     stq_tensor *tensors = calloc((size_t)parameters->count, sizeof(*tensors));
-    for (int i = 0; tensors && i < parameters->count; i++) {
+    *list = tensors;
+    if (!tensors) {
+        return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", parameters->count);
+    }
+    for (int i = 0; i < parameters->count; i++) {
         const struct parameter *parameter = &parameters->list[i];
         tensors[i] = stq_tensor_whole(parameter->name, parameter->rows, parameter->cols);
         tensors[i].group = parameter->dimensions == 1 ? VECTORS : MATRICES;
         tensors[i].depth = relative_depth(parameters, i);
     }
-    return tensors;
+    enum app_status status =
+        settings->rules ? width_rules_apply(settings->rules, tensors, (size_t)parameters->count) : APP_OK;
+    if (status != APP_OK) {
+        free(tensors);
+        *list = NULL;
+    }
+    return status;
 }
 
 // The library's sentence; its status decides whose fault it was.
@@ -78,10 +89,14 @@ enum app_status optimizer_create(struct optimizer *optimizer, const struct optim
     fill_groups(settings, 0, groups);
     stq_adamw_config config = make_config(settings, groups);
     *optimizer = (struct optimizer){.settings = *settings, .parameters = parameters, .tensors = parameters->count};
-    stq_tensor *tensors = describe(parameters);
+    stq_tensor *tensors;
+    enum app_status status = describe(settings, parameters, &tensors);
+    if (status != APP_OK) {
+        return status;
+    }
     optimizer->gradients = calloc((size_t)parameters->count, sizeof(*optimizer->gradients));
     optimizer->values = calloc((size_t)parameters->count, sizeof(*optimizer->values));
-    if (!tensors || !optimizer->gradients || !optimizer->values) {
+    if (!optimizer->gradients || !optimizer->values) {
         free(tensors);
         optimizer_release(optimizer);
         return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", parameters->count);
@@ -90,9 +105,8 @@ enum app_status optimizer_create(struct optimizer *optimizer, const struct optim
         optimizer->gradients[i] = parameters->list[i].gradients;
         optimizer->values[i] = parameters->list[i].values;
     }
-    enum app_status status =
-        comm ? create_sharded(optimizer, &config, tensors, comm)
-             : translate(stq_adamw_create(&optimizer->adamw, &config, tensors, (size_t)parameters->count));
+    status = comm ? create_sharded(optimizer, &config, tensors, comm)
+                  : translate(stq_adamw_create(&optimizer->adamw, &config, tensors, (size_t)parameters->count));
     free(tensors);
     if (status != APP_OK) {
         optimizer_release(optimizer);
@@ -161,11 +175,12 @@ enum app_status optimizer_plan(const struct optimizer_settings *settings, const 
     stq_adamw_group groups[GROUPS];
     fill_groups(settings, 0, groups);
     stq_adamw_config config = make_config(settings, groups);
-    stq_tensor *tensors = describe(parameters);
-    if (!tensors) {
-        return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", parameters->count);
+    stq_tensor *tensors;
+    enum app_status status = describe(settings, parameters, &tensors);
+    if (status != APP_OK) {
+        return status;
     }
-    enum app_status status = translate(stq_adamw_plan(&config, tensors, (size_t)parameters->count, memory));
+    status = translate(stq_adamw_plan(&config, tensors, (size_t)parameters->count, memory));
     free(tensors);
     return status;
 }

@@ -7,9 +7,11 @@
 
 #include "train/failure.h"
 #include "train/parameters.h"
+#include "train/widths.h"
 
 struct optimizer_settings {
     stq_policy_config policy;
+    const struct width_rules *rules; // widths by name; may be null; must live as long as it is used
     double beta1, beta2, epsilon;
     double weight_decay; // of matrices; vectors have none
     double clip;         // largest global gradient norm, 0 = no limit

@@ -236,7 +236,7 @@ typedef enum stq_part {
     STQ_PART_BIT3 = 4,   /**< last bit plane */
     STQ_PART_SCALES = 5, /**< 16-bit scale words */
     STQ_PART_VALUES = 6, /**< the state itself in float32 */
-    STQ_PART_SHARED = 7  /**< of a shared second moment: means, factors and probes in float32 (docs/codec.md) */
+    STQ_PART_SHARED = 7  /**< of a shared second moment: means, gradient factor and probes in float32 (docs/codec.md) */
 } stq_part;
 
 /** Name of a part of a state, "m.base", "m.bit0", ..., "v.scales", "v.values", "v.shared"; static storage; NULL if

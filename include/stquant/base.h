@@ -99,7 +99,8 @@ typedef struct stq_tensor {
     stq_dtype gradient_type;  /**< element type of the gradient array */
     uint32_t group;           /**< index into the optimizer's groups (learning rate, betas, ...) */
     uint32_t m_bits;          /**< first moment: 0 = the policy chooses, 2 to 8 = this width always, 32 = float32 */
-    uint32_t v_bits;          /**< second moment: likewise; m_bits and v_bits are 32 together or not at all */
+    uint32_t v_bits;          /**< second moment: likewise, or STQ_BITS_SHARED_ROW, STQ_BITS_SHARED_COL,
+                                   STQ_BITS_NOT_SHARED; m_bits and v_bits are 32 together or not at all */
     float depth; /**< relative depth in the network, 0 (input) to 1 (output); a factor of the score engine */
 } stq_tensor;
 

@@ -24,6 +24,9 @@ extern "C" {
 /** The same with one mean a column. */
 #define STQ_BITS_SHARED_COL 65u
 
+/** As a tensor's v_bits: the policy chooses a width, but never shares. */
+#define STQ_BITS_NOT_SHARED 1u
+
 /** The planes of one tensor state. All pointers are owned by whoever allocated them, aligned to 16 bytes or more. */
 typedef struct stq_planes {
     /** 64 bytes a block (nibbles) or 32 (pairs); 4-byte floats where bits = 32 */

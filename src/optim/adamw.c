@@ -49,7 +49,7 @@ static stq_status allocate_records(stq_adamw *o, const stq_tensor *tensors) {
 static bool is_exempt(const stq_tensor *tensor, const stq_adamw_config *config) {
     if (config->policy.kind == STQ_POLICY_FLOAT32 || tensor->m_bits == STQ_BITS_FLOAT32)
         return true;
-    if (tensor->m_bits != 0 || tensor->v_bits != 0)
+    if (tensor->m_bits != 0 || (tensor->v_bits != 0 && tensor->v_bits != STQ_BITS_NOT_SHARED))
         return false;
     return tensor->rows == 1 || tensor->cols == 1 || tensor->rows * tensor->cols < config->exempt_below;
 }
@@ -75,7 +75,10 @@ static void copy_tensor(stq_adamw *o, size_t i, const stq_tensor *tensor, char *
         .last_log_n = NAN,
         .given = {(uint8_t)(o->exempt[i] ? STQ_BITS_FLOAT32 : tensor->m_bits),
                   (uint8_t)(o->exempt[i] ? STQ_BITS_FLOAT32 : tensor->v_bits)},
+        .not_shared = tensor->v_bits == STQ_BITS_NOT_SHARED,
     };
+    if (o->decided[i].not_shared && !o->exempt[i])
+        o->decided[i].given[STQ_SECOND_MOMENT] = 0;
     o->parameters += (uint64_t)tensor->count;
 }
 

@@ -24,6 +24,8 @@ static stq_status check_group(size_t index, const stq_adamw_group *group) {
 
 static bool is_shared(uint32_t bits) { return bits == STQ_BITS_SHARED_ROW || bits == STQ_BITS_SHARED_COL; }
 
+static bool is_v_mode(uint32_t bits) { return is_shared(bits) || bits == STQ_BITS_NOT_SHARED; }
+
 static bool width_exists(uint32_t bits) { return bits == 0 || bits == STQ_BITS_FLOAT32 || (bits >= 2 && bits <= 8); }
 
 static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t group_count) {
@@ -42,7 +44,7 @@ static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t gr
     if (tensor->group >= group_count)
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' is in group %u, but there are %zu groups.", tensor->name,
                          tensor->group, group_count);
-    if (!width_exists(tensor->m_bits) || (!width_exists(tensor->v_bits) && !is_shared(tensor->v_bits)) ||
+    if (!width_exists(tensor->m_bits) || (!width_exists(tensor->v_bits) && !is_v_mode(tensor->v_bits)) ||
         (tensor->m_bits == 32) != (tensor->v_bits == 32))
         return stq_error(STQ_INVALID_ARGUMENT,
                          "Tensor '%s': widths %u and %u; use 0, 2 to 8, 32 for both, or a shared v.", tensor->name,

@@ -1,5 +1,6 @@
 /* cpu.c - the CPU backend: blocks shared out over threads; which thread does what changes no byte. */
 #include <omp.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/error.h"
@@ -97,9 +98,19 @@ static stq_status update(void *context, const stq_item *items, size_t count, con
     return STQ_OK;
 }
 
-/* The sums of the means of a shared item, each thread with its own share of the means. Where some gradient was far
- * above what its mean let expect they are made again, in units that hold the largest. */
-static void share_item(const stq_item *item, const stq_coefficients *c, int threads) {
+/* Scratch for the sums of a shared item; the factors follow the sums. */
+static stq_status allocate_sums(const stq_item *item, uint32_t bits, stq_shared_sums *scratch) {
+    size_t means = (size_t)stq_shared_count(bits, item->rows, item->cols);
+    scratch->sums = malloc(means * (sizeof *scratch->sums + sizeof *scratch->factors));
+    if (scratch->sums == NULL)
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory for the sums of a shared second moment of %zu means.", means);
+    scratch->factors = (float *)(void *)(scratch->sums + means);
+    return STQ_OK;
+}
+
+/* The means of a shared item, each thread with its own share of them. Where some gradient was far above what its mean
+ * let expect the sums are made again, in units that hold the largest. */
+static void share_item(const stq_item *item, const stq_shared_sums *scratch, const stq_coefficients *c, int threads) {
     int64_t means = stq_shared_count(item->v_in.bits, item->rows, item->cols);
     int64_t saturated = 0;
 #pragma omp parallel num_threads(threads)
@@ -107,32 +118,42 @@ static void share_item(const stq_item *item, const stq_coefficients *c, int thre
         uint64_t mode = stq_float_mode_set();
         int64_t thread = omp_get_thread_num(), all = omp_get_num_threads();
         int64_t first = means * thread / all, end = means * (thread + 1) / all;
-        int64_t own = stq_shared_add(item, first, end);
+        stq_shared_prepare(item, scratch, first, end);
+        int64_t own = stq_shared_add(item, scratch, first, end);
 #pragma omp atomic
         saturated += own;
 #pragma omp barrier
         if (saturated > 0) {
-            memset(stq_shared_sums(&item->v_in) + first, 0, (size_t)(end - first) * sizeof(int64_t));
-            stq_shared_largest(item, first, end);
-            stq_shared_rescale(item, first, end);
-            (void)stq_shared_add(item, first, end);
+            memset(scratch->sums + first, 0, (size_t)(end - first) * sizeof *scratch->sums);
+            stq_shared_largest(item, scratch, first, end);
+            stq_shared_rescale(scratch, first, end);
+            (void)stq_shared_add(item, scratch, first, end);
         }
-        stq_shared_finish(item, c, first, end);
+        stq_shared_finish(item, scratch, c, first, end);
         stq_float_mode_restore(mode);
     }
     stq_shared_follow(item, c);
 }
 
 static stq_status share_step(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients) {
-    for (size_t i = 0; i < count; i++)
-        if (items[i].gradient != NULL && stq_is_shared(items[i].v_in.bits))
-            share_item(&items[i], &coefficients[items[i].group], thread_count(context));
+    for (size_t i = 0; i < count; i++) {
+        const stq_item *item = &items[i];
+        if (item->gradient == NULL || !stq_is_shared(item->v_in.bits))
+            continue;
+        stq_shared_sums scratch;
+        STQ_CHECK(allocate_sums(item, item->v_in.bits, &scratch));
+        share_item(item, &scratch, &coefficients[item->group], thread_count(context));
+        free(scratch.sums);
+    }
     return STQ_OK;
 }
 
 static stq_status share_begin(void *context, const stq_item *item) {
     (void)context;
-    stq_shared_begin(&item->v_out, item);
+    stq_shared_sums scratch;
+    STQ_CHECK(allocate_sums(item, item->v_out.bits, &scratch));
+    stq_shared_begin(&item->v_out, item, scratch.sums);
+    free(scratch.sums);
     return STQ_OK;
 }
 

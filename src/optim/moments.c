@@ -243,7 +243,7 @@ static stq_status check_source(const stq_adamw *o, size_t index, const stq_plane
     return STQ_OK;
 }
 
-/* The whole of a shared second moment: `source` holds means, factors and probes. The sums begin at 0. */
+/* The whole of a shared second moment: `source` holds means, gradient factor and probes. */
 static stq_status write_shared(stq_adamw *o, size_t index, const stq_planes *source, int64_t first, int64_t count) {
     const stq_tensor *tensor = &o->tensors[index];
     const stq_planes *planes = planes_of(o, index, STQ_SECOND_MOMENT);
@@ -251,20 +251,16 @@ static stq_status write_shared(stq_adamw *o, size_t index, const stq_planes *sou
         return stq_error(STQ_UNSUPPORTED,
                          "Tensor '%s': a shared second moment can only be written whole, from one shared the same way.",
                          tensor->name);
-    int64_t state_bytes = stq_shared_state_bytes(planes->bits, tensor->rows, tensor->cols);
-    int64_t means = stq_shared_count(planes->bits, tensor->rows, tensor->cols);
+    int64_t state_bytes = stq_shared_bytes(planes->bits, tensor->rows, tensor->cols);
+    int64_t factor = stq_shared_count(planes->bits, tensor->rows, tensor->cols);
     for (int64_t k = 0; k < state_bytes / (int64_t)sizeof(float); k++) {
         float value = ((const float *)(const void *)source->base)[k];
-        if (!isfinite(value) || value < 0)
+        /* An infinite gradient factor says that there was none yet. */
+        if (!(value >= 0) || (k != factor && !isfinite(value)))
             return stq_error(STQ_CORRUPT, "Tensor '%s': value %lld of its shared second moment is %g.", tensor->name,
                              (long long)k, (double)value);
     }
-    STQ_CHECK(o->backend->write(o->backend_context, planes->base, source->base, (uint64_t)state_bytes));
-    const uint64_t zeros[64] = {0};
-    for (int64_t k = 0; k < means; k += 64)
-        STQ_CHECK(o->backend->write(o->backend_context, stq_shared_sums(planes) + k, zeros,
-                                    (uint64_t)(means - k < 64 ? means - k : 64) * sizeof zeros[0]));
-    return STQ_OK;
+    return o->backend->write(o->backend_context, planes->base, source->base, (uint64_t)state_bytes);
 }
 
 stq_status stq_adamw_write_state(stq_adamw *o, size_t index, stq_state state, const stq_planes *source, int64_t first,

@@ -109,8 +109,7 @@ static stq_status digest_state(const stq_adamw *o, const stq_item *item, const s
     int64_t count = item->count;
     *digest = mix(*digest, planes->bits);
     if (stq_is_shared(planes->bits))
-        return digest_bytes(o, planes->base, (uint64_t)stq_shared_state_bytes(planes->bits, item->rows, item->cols),
-                            digest);
+        return digest_bytes(o, planes->base, (uint64_t)stq_shared_bytes(planes->bits, item->rows, item->cols), digest);
     for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++)
         STQ_CHECK(digest_bytes(o, k == 0 ? planes->base : planes->bit[k - 1], stq_plane_bytes(count, planes->bits, k),
                                digest));

@@ -341,7 +341,7 @@ static void list_state(buffer_list *list, const stq_adamw *o, size_t i, stq_stat
         buffer.part = STQ_PART_SHARED;
         buffer.element_size = sizeof(float);
         buffer.data = planes->base;
-        buffer.bytes = (uint64_t)stq_shared_state_bytes(planes->bits, item->rows, item->cols);
+        buffer.bytes = (uint64_t)stq_shared_bytes(planes->bits, item->rows, item->cols);
         list_buffer(list, &buffer);
     }
     if (is_coded(planes->bits)) {

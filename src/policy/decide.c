@@ -28,7 +28,7 @@ static uint8_t given_width(const stq_policy *policy, const stq_policy_tensor *te
 /* Whether v may be shared, and how: as it is, or along the better dimension. */
 static void consider_sharing(const stq_policy *policy, const stq_policy_tensor *tensor, uint32_t width,
                              stq_choice *choice) {
-    bool automatic = policy->config.shared_v == STQ_SHARED_AUTO;
+    bool automatic = policy->config.shared_v == STQ_SHARED_AUTO && !tensor->not_shared;
     if (stq_is_shared(width)) {
         choice->shared = (uint8_t)width;
         choice->may_share = automatic && tensor->ratio[width == STQ_BITS_SHARED_COL] >= coding_ratio;

@@ -20,6 +20,7 @@ typedef struct stq_policy_tensor {
     double last_log_n;   /* log n at the last decision, for the volatility; NaN before the first */
     uint8_t given[2];    /* width fixed by the caller: 2 to 8, 32 = exempt (both), STQ_BITS_SHARED_... (v), 0 = the
                             policy chooses */
+    uint8_t not_shared;  /* v is never shared */
     uint8_t bits[2];     /* width now; 0 before the first decision */
     uint8_t target[2];   /* width decided */
     uint8_t asked[2];    /* decisions in a row that asked for a demotion of this state */

@@ -58,9 +58,10 @@ static void raise_columns(int64_t *restrict largest, const float *restrict g, in
 /* What is done with the gradients: their terms are added to the sums, or the sums raised to the largest magnitudes. */
 typedef enum purpose { ADD_TERMS, FIND_LARGEST } purpose;
 
-static int64_t handle_run(const stq_item *item, int64_t row, int64_t col, const float *g, int64_t count, purpose what) {
-    int64_t *sums = stq_shared_sums(&item->v_in);
-    const float *factors = stq_shared_factors(&item->v_in);
+static int64_t handle_run(const stq_item *item, const stq_shared_sums *scratch, int64_t row, int64_t col,
+                          const float *g, int64_t count, purpose what) {
+    int64_t *sums = scratch->sums;
+    const float *factors = scratch->factors;
     bool by_row = item->v_in.bits == STQ_BITS_SHARED_ROW;
     if (what == ADD_TERMS)
         return by_row ? add_to_row(&sums[row], g, factors[row], count)
@@ -73,7 +74,8 @@ static int64_t handle_run(const stq_item *item, int64_t row, int64_t col, const 
 }
 
 /* The part of row `row` that lies in the slice, cut to columns first .. end - 1. */
-static int64_t handle_row(const stq_item *item, int64_t row, int64_t first, int64_t end, purpose what) {
+static int64_t handle_row(const stq_item *item, const stq_shared_sums *scratch, int64_t row, int64_t first, int64_t end,
+                          purpose what) {
     int64_t slice = item->first_block * STQ_BLOCK;
     int64_t from = row * item->cols + first, to = row * item->cols + end;
     from = from > slice ? from : slice;
@@ -83,13 +85,14 @@ static int64_t handle_row(const stq_item *item, int64_t row, int64_t first, int6
     for (; from < to; from += RUN) {
         int64_t count = to - from < RUN ? to - from : RUN;
         const float *g = load_run(item, from - slice, count, buffer);
-        saturated += handle_run(item, row, from - row * item->cols, g, count, what);
+        saturated += handle_run(item, scratch, row, from - row * item->cols, g, count, what);
     }
     return saturated;
 }
 
 /* The gradients that belong to means first .. end - 1: of those rows, or of those columns of all rows. */
-static int64_t handle_means(const stq_item *item, int64_t first, int64_t end, purpose what) {
+static int64_t handle_means(const stq_item *item, const stq_shared_sums *scratch, int64_t first, int64_t end,
+                            purpose what) {
     int64_t slice = item->first_block * STQ_BLOCK;
     int64_t first_row = slice / item->cols;
     int64_t end_row = item->count > 0 ? (slice + item->count - 1) / item->cols + 1 : first_row;
@@ -101,36 +104,41 @@ static int64_t handle_means(const stq_item *item, int64_t first, int64_t end, pu
         end = item->cols;
     }
     for (int64_t row = first_row; row < end_row; row++)
-        saturated += handle_row(item, row, first, end, what);
+        saturated += handle_row(item, scratch, row, first, end, what);
     return saturated;
 }
 
-int64_t stq_shared_add(const stq_item *item, int64_t first, int64_t end) {
-    return first < end ? handle_means(item, first, end, ADD_TERMS) : 0;
+void stq_shared_prepare(const stq_item *item, const stq_shared_sums *scratch, int64_t first, int64_t end) {
+    const float *means = stq_shared_means(&item->v_in);
+    float gradient_factor = means[stq_shared_count(item->v_in.bits, item->rows, item->cols)];
+    for (int64_t k = first; k < end; k++) {
+        scratch->factors[k] = stq_shared_factor(means[k], gradient_factor);
+        scratch->sums[k] = 0;
+    }
 }
 
-void stq_shared_largest(const stq_item *item, int64_t first, int64_t end) {
+int64_t stq_shared_add(const stq_item *item, const stq_shared_sums *scratch, int64_t first, int64_t end) {
+    return first < end ? handle_means(item, scratch, first, end, ADD_TERMS) : 0;
+}
+
+void stq_shared_largest(const stq_item *item, const stq_shared_sums *scratch, int64_t first, int64_t end) {
     if (first < end)
-        (void)handle_means(item, first, end, FIND_LARGEST);
+        (void)handle_means(item, scratch, first, end, FIND_LARGEST);
 }
 
-void stq_shared_rescale(const stq_item *item, int64_t first, int64_t end) {
-    int64_t *sums = stq_shared_sums(&item->v_in);
+void stq_shared_rescale(const stq_shared_sums *scratch, int64_t first, int64_t end) {
     for (int64_t k = first; k < end; k++) {
-        stq_shared_factors(&item->v_in)[k] = stq_shared_safe_factor(stq_bits_float((uint32_t)sums[k]));
-        sums[k] = 0;
+        scratch->factors[k] = stq_shared_safe_factor(stq_bits_float((uint32_t)scratch->sums[k]));
+        scratch->sums[k] = 0;
     }
 }
 
-void stq_shared_finish(const stq_item *item, const stq_coefficients *c, int64_t first, int64_t end) {
-    float *means = stq_shared_means(&item->v_in), *factors = stq_shared_factors(&item->v_in);
-    int64_t *sums = stq_shared_sums(&item->v_in);
+void stq_shared_finish(const stq_item *item, const stq_shared_sums *scratch, const stq_coefficients *c, int64_t first,
+                       int64_t end) {
+    float *means = stq_shared_means(&item->v_in);
     int64_t elements = item->v_in.bits == STQ_BITS_SHARED_ROW ? item->cols : item->rows;
-    for (int64_t k = first; k < end; k++) {
-        means[k] = stq_shared_mean(means[k], sums[k], elements, factors[k], c);
-        factors[k] = stq_shared_factor(means[k], c->gradient_factor);
-        sums[k] = 0;
-    }
+    for (int64_t k = first; k < end; k++)
+        means[k] = stq_shared_mean(means[k], scratch->sums[k], elements, scratch->factors[k], c);
 }
 
 static int64_t probe_count(const stq_shared_grid *grid) { return grid->rows * grid->cols; }
@@ -145,6 +153,7 @@ void stq_shared_follow(const stq_item *item, const stq_coefficients *c) {
         float g = stq_load_float(item->gradient, item->gradient_type, at) * c->gradient_factor;
         probes[i] = fmaf(c->beta2, probes[i], c->one_minus_beta2 * (g * g));
     }
+    stq_shared_means(&item->v_in)[stq_shared_count(item->v_in.bits, item->rows, item->cols)] = c->gradient_factor;
 }
 
 /* One value out of planes of any width. */
@@ -181,8 +190,7 @@ static double fixed_point(float largest, int64_t elements) {
 }
 
 /* Decodes the whole slice; adds to the sums where there is a `scale`. Returns the largest value. */
-static float sum_moments(const stq_planes *shared, const stq_item *item, double scale) {
-    int64_t *sums = stq_shared_sums(shared);
+static float sum_moments(const stq_planes *shared, const stq_item *item, int64_t *sums, double scale) {
     float values[STQ_BLOCK], largest = 0;
     for (int64_t block = 0; block < stq_block_count(item->count); block++) {
         int64_t left = item->count - block * STQ_BLOCK;
@@ -200,26 +208,23 @@ static float sum_moments(const stq_planes *shared, const stq_item *item, double 
     return largest;
 }
 
-void stq_shared_begin(const stq_planes *shared, const stq_item *item) {
+void stq_shared_begin(const stq_planes *shared, const stq_item *item, int64_t *sums) {
     int64_t means_count = stq_shared_count(shared->bits, item->rows, item->cols);
     int64_t elements = shared->bits == STQ_BITS_SHARED_ROW ? item->cols : item->rows;
     float *means = stq_shared_means(shared);
-    int64_t *sums = stq_shared_sums(shared);
     memset(shared->base, 0, (size_t)stq_shared_bytes(shared->bits, item->rows, item->cols));
-    for (int64_t k = 0; k < means_count; k++)
-        stq_shared_factors(shared)[k] = STQ_SHARED_UNKNOWN;
+    means[means_count] = INFINITY;
     if (item->v_in.bits == 0)
         return;
     stq_shared_read_probes(stq_shared_probes(shared), item);
-    float largest = sum_moments(shared, item, 0);
+    float largest = sum_moments(shared, item, sums, 0);
     if (largest == 0)
         return;
     double scale = fixed_point(largest, elements);
-    sum_moments(shared, item, scale);
-    for (int64_t k = 0; k < means_count; k++) {
+    memset(sums, 0, (size_t)means_count * sizeof *sums);
+    sum_moments(shared, item, sums, scale);
+    for (int64_t k = 0; k < means_count; k++)
         means[k] = (float)((double)sums[k] / ((double)elements * scale));
-        sums[k] = 0;
-    }
 }
 
 /* Variance over mean^2 of values at a stride, without the coding's share of the variance. */

@@ -57,46 +57,31 @@ STQ_INLINE int64_t stq_shared_probe_count(int64_t rows, int64_t cols) {
 }
 
 /*
- * The planes of a shared second moment lie in one allocation: means, factors, probes, sums, each rounded up to 64
- * bytes. All but the sums is state that the next step needs.
+ * The planes of a shared second moment lie in one allocation: the means and after them the gradient factor of the step
+ * that made them, then the probes, each part rounded up to 64 bytes. The sums of a step are scratch.
  */
 
 STQ_INLINE int64_t stq_shared_align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/* Bytes of the state, and of the whole allocation. */
-STQ_INLINE int64_t stq_shared_state_bytes(uint32_t bits, int64_t rows, int64_t cols) {
-    return 2 * stq_shared_align(4 * stq_shared_count(bits, rows, cols)) +
-           stq_shared_align(4 * stq_shared_probe_count(rows, cols));
-}
-
 STQ_INLINE int64_t stq_shared_bytes(uint32_t bits, int64_t rows, int64_t cols) {
-    return stq_shared_state_bytes(bits, rows, cols) + stq_shared_align(8 * stq_shared_count(bits, rows, cols));
+    return stq_shared_align(4 * (stq_shared_count(bits, rows, cols) + 1)) +
+           stq_shared_align(4 * stq_shared_probe_count(rows, cols));
 }
 
 /* Points the planes into their allocation. */
 STQ_INLINE stq_planes stq_shared_planes(void *allocation, uint32_t bits, int64_t rows, int64_t cols) {
-    int64_t each = stq_shared_align(4 * stq_shared_count(bits, rows, cols));
-    uint8_t *base = (uint8_t *)allocation;
     stq_planes planes;
     memset(&planes, 0, sizeof planes);
-    planes.base = base;
-    planes.bit[0] = base + each;
-    planes.bit[1] = base + 2 * each;
-    planes.bit[2] = base + 2 * each + stq_shared_align(4 * stq_shared_probe_count(rows, cols));
+    planes.base = (uint8_t *)allocation;
+    planes.bit[0] = planes.base + stq_shared_align(4 * (stq_shared_count(bits, rows, cols) + 1));
     planes.bits = bits;
     return planes;
 }
 
 STQ_INLINE float *stq_shared_means(const stq_planes *planes) { return (float *)(void *)planes->base; }
 
-/* One factor a mean: the sums are in units of 1 / factor^2. */
-STQ_INLINE float *stq_shared_factors(const stq_planes *planes) { return (float *)(void *)planes->bit[0]; }
-
 /* Second moments of the probes. */
-STQ_INLINE float *stq_shared_probes(const stq_planes *planes) { return (float *)(void *)planes->bit[1]; }
-
-/* Scratch of a step. */
-STQ_INLINE int64_t *stq_shared_sums(const stq_planes *planes) { return (int64_t *)(void *)planes->bit[2]; }
+STQ_INLINE float *stq_shared_probes(const stq_planes *planes) { return (float *)(void *)planes->bit[0]; }
 
 /* Second moments of `count` values from global element `first` on, for the update pass: already those of this step. */
 STQ_INLINE void stq_shared_values(float *v, const stq_planes *planes, int64_t cols, int64_t first, int count) {
@@ -159,27 +144,35 @@ STQ_INLINE int64_t stq_shared_probe(int64_t i, const stq_shared_grid *grid, int6
 
 /* ---- The CPU's stages, over parts of an item; src/quant/shared.c ---- */
 
+/* Scratch of one item's step: an entry for each mean. */
+typedef struct stq_shared_sums {
+    float *factors; /* the sums are in units of 1 / factor^2 */
+    int64_t *sums;
+} stq_shared_sums;
+
+/* Factors of means first .. end - 1 from the step before; zeroes their sums. */
+void stq_shared_prepare(const stq_item *item, const stq_shared_sums *scratch, int64_t first, int64_t end);
+
 /* Adds the terms of the item's slice that belong to means `first` .. `end` - 1 to the sums; returns how many saturated.
  */
-int64_t stq_shared_add(const stq_item *item, int64_t first, int64_t end);
+int64_t stq_shared_add(const stq_item *item, const stq_shared_sums *scratch, int64_t first, int64_t end);
 
-/* Raises the sums of means `first` .. `end` - 1 to the bits of the largest |g| that belongs to each. */
-void stq_shared_largest(const stq_item *item, int64_t first, int64_t end);
+/* Raises zeroed sums of means `first` .. `end` - 1 to the bits of the largest |g| that belongs to each. */
+void stq_shared_largest(const stq_item *item, const stq_shared_sums *scratch, int64_t first, int64_t end);
 
 /* Turns the largest magnitudes in the sums into safe factors; the sums are zeroed. */
-void stq_shared_rescale(const stq_item *item, int64_t first, int64_t end);
+void stq_shared_rescale(const stq_shared_sums *scratch, int64_t first, int64_t end);
 
-/* Means first .. end - 1 from their sums, and the factors of the next step; the sums are zeroed. */
-void stq_shared_finish(const stq_item *item, const stq_coefficients *coefficients, int64_t first, int64_t end);
+/* Means first .. end - 1 from their sums. */
+void stq_shared_finish(const stq_item *item, const stq_shared_sums *scratch, const stq_coefficients *coefficients,
+                       int64_t first, int64_t end);
 
-/* The probes that lie in the slice take this step's gradient in. */
+/* Last: the probes that lie in the slice take this step's gradient in, and the gradient factor is kept. */
 void stq_shared_follow(const stq_item *item, const stq_coefficients *coefficients);
 
-/*
- * Begins sharing: fills `shared` from the second moment in item->v_in (codes or nothing, the whole tensor), zeroes the
- * sums. The factors are those of means of which nothing is known.
- */
-void stq_shared_begin(const stq_planes *shared, const stq_item *item);
+/* Begins sharing: fills `shared` from the second moment in item->v_in (codes or nothing, the whole tensor). `sums` is
+ * scratch for an entry for each mean. */
+void stq_shared_begin(const stq_planes *shared, const stq_item *item, int64_t *sums);
 
 /* Values of v at the probes that lie in the slice, 0 at the others: of shared, coded and float32 planes. */
 void stq_shared_read_probes(float *values, const stq_item *item);
