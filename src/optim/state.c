@@ -255,7 +255,7 @@ static stq_status check_held(const stq_adamw *o, const stq_adamw_record *record,
         for (int state = 0; state < 2; state++) {
             uint32_t bits = tensors[i].bits[state];
             uint32_t target = tensors[i].target[state];
-            bool possible = tensors[i].missed == record->steps && bits == 0 && target == 0; /* never stepped */
+            bool possible = record->steps == 0 && bits == 0 && target == 0;
             if (!possible)
                 possible = o->exempt[i] ? target == 32 && (bits == 0 || bits == 32) : target != 0 && target != 32;
             if (!possible || (bits == STQ_BITS_FLOAT32 && !o->exempt[i]))
