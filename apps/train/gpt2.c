@@ -41,7 +41,7 @@ enum app_status gpt2_describe(const struct gpt2_config *config, struct parameter
     for (int layer = 0; layer < config->layers; layer++) {
         char prefix[24];
         snprintf(prefix, sizeof(prefix), "h.%d.", layer);
-        added |= transformer_add_parameters(set, prefix, config->width, config->layers);
+        added |= transformer_add_parameters(set, prefix, config->width, config->layers, 0.02);
     }
     added |= parameters_add(set, "ln_f.weight", 1, config->width, 1, 0, 1);
     added |= parameters_add(set, "ln_f.bias", 1, config->width, 1, 0, 0);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "train/progress.h"
+#include "train/telemetry.h"
 
 // A run whose gradients stay infinite does not recover.
 enum { SKIPS_TO_GIVE_UP = 20 };
@@ -120,31 +121,6 @@ static enum app_status validate(const struct loop *loop, struct step *step) {
     return status;
 }
 
-// A shared second moment is logged with 0 bits and the dimension of its means.
-static void describe_sharing(json_t *tensor, uint32_t v_bits) {
-    if (v_bits == STQ_BITS_SHARED_ROW || v_bits == STQ_BITS_SHARED_COL) {
-        json_object_set_new(tensor, "v_bits", json_integer(0));
-        json_object_set_new(tensor, "v_shared", json_string(v_bits == STQ_BITS_SHARED_ROW ? "row" : "column"));
-    }
-}
-
-// Widths and factors of every tensor after a decision.
-static json_t *describe_tensors(const struct optimizer *optimizer) {
-    json_t *list = json_array();
-    for (int i = 0; i < optimizer->tensors; i++) {
-        stq_tensor_info info;
-        if (stq_adamw_tensor(optimizer->adamw, (size_t)i, &info) == STQ_OK) {
-            json_t *tensor =
-                json_pack("{s:s, s:o, s:o, s:s, s:i, s:i}", "name", info.name, "n", log_number(info.factors.n), "r",
-                          log_number(info.factors.r), "zone", stq_zone_name(info.zone), "m_bits", (int)info.m_bits,
-                          "v_bits", (int)info.v_bits);
-            describe_sharing(tensor, info.v_bits);
-            json_array_append_new(list, tensor);
-        }
-    }
-    return list;
-}
-
 static double mean_bits(const struct loop *loop, const struct step *step) {
     return 4 * step->state_bytes / (double)loop->model->parameters.elements;
 }
@@ -177,7 +153,7 @@ static enum app_status log_step(const struct loop *loop, const struct step *step
         json_object_set_new(line, "skipped", json_true());
     }
     if (step->result.decided) {
-        json_object_set_new(line, "tensors", describe_tensors(loop->optimizer));
+        telemetry_add(loop->optimizer, line);
     }
     if (step->sample) {
         json_object_set_new(line, "sample", json_string(step->sample));

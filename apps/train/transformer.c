@@ -21,8 +21,9 @@ enum {
     TENSORS,
 };
 
-int transformer_add_parameters(struct parameter_set *set, const char *prefix, int64_t width, int64_t layers) {
-    const double deviation = 0.02, residual = 0.02 / sqrt(2.0 * (double)layers);
+int transformer_add_parameters(struct parameter_set *set, const char *prefix, int64_t width, int64_t layers,
+                               double deviation) {
+    const double residual = deviation / sqrt(2.0 * (double)layers);
     const struct {
         const char *name;
         int64_t rows, cols;

@@ -45,9 +45,10 @@ struct transformer_scratch {
 };
 
 // Adds the block's twelve tensors with GPT-2's names behind `prefix` ("h.0."), initialised as GPT-2
-// does: normal with deviation 0.02, the two projections into the residual stream divided by
+// does: normal with this deviation (0.02 in GPT-2), the two projections into the residual stream divided by
 // sqrt(2 layers). Returns the index of the first, or -1 without memory.
-int transformer_add_parameters(struct parameter_set *set, const char *prefix, int64_t width, int64_t layers);
+int transformer_add_parameters(struct parameter_set *set, const char *prefix, int64_t width, int64_t layers,
+                               double deviation);
 
 // The layers of the block whose first tensor is list[first], once the parameters are allocated.
 struct transformer_block transformer_bind(const struct parameter_set *set, int first);

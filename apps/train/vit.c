@@ -1,5 +1,6 @@
 #include "train/vit.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,18 +82,21 @@ enum app_status vit_describe(const struct vit_config *config, struct parameter_s
         return status;
     }
     const int64_t width = config->width;
-    int added = parameters_add(set, "patch.weight", patch_values(config), width, 2, 0.02, 0);
+    // GPT-2's 0.02 suits a width of 768; narrower layers need larger weights for outputs of the same size.
+    const double deviation = 0.02 * sqrt(768.0 / (double)width);
+    const int64_t values = patch_values(config);
+    int added = parameters_add(set, "patch.weight", values, width, 2, 1 / sqrt((double)values), 0);
     added |= parameters_add(set, "patch.bias", 1, width, 1, 0, 0);
     added |= parameters_add(set, "class_token", 1, width, 1, 0.02, 0);
     added |= parameters_add(set, "positions.weight", 1 + patch_count(config), width, 2, 0.02, 0);
     for (int layer = 0; layer < config->layers; layer++) {
         char prefix[24];
         snprintf(prefix, sizeof(prefix), "h.%d.", layer);
-        added |= transformer_add_parameters(set, prefix, width, config->layers);
+        added |= transformer_add_parameters(set, prefix, width, config->layers, deviation);
     }
     added |= parameters_add(set, "ln_f.weight", 1, width, 1, 0, 1);
     added |= parameters_add(set, "ln_f.bias", 1, width, 1, 0, 0);
-    added |= parameters_add(set, "head.weight", width, config->classes, 2, 0.02, 0);
+    added |= parameters_add(set, "head.weight", width, config->classes, 2, deviation, 0);
     added |= parameters_add(set, "head.bias", 1, config->classes, 1, 0, 0);
     if (added < 0) {
         return app_fail(APP_FAILED, "There is no memory for the list of %lld layers; choose fewer --layers.",

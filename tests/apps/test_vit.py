@@ -11,7 +11,7 @@ import tempfile
 COMMAND = os.environ["STQUANT_COMMAND"]
 SEED = 41
 failures = 0
-SMALL = ["--layers", "2", "--width", "32", "--heads", "2", "--batch", "32", "--threads", "1", "--learning-rate", "0.003"]
+SMALL = ["--layers", "2", "--width", "32", "--heads", "2", "--batch", "32", "--threads", "1", "--learning-rate", "0.006"]
 
 
 def report(name, passed, detail=""):
@@ -28,7 +28,7 @@ def train(*arguments):
 def picture(generator, label, side, channels):
     """Noise, and a brighter quarter that tells the class."""
     down, right, half = label // 2 * side // 2, label % 2 * side // 2, side // 2
-    return bytes(min(255, generator.randrange(120) + 110 * (down <= i // side % side < down + half
+    return bytes(min(255, generator.randrange(60) + 150 * (down <= i // side % side < down + half
                                                             and right <= i % side < right + half))
                  for i in range(channels * side * side))
 

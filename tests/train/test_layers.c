@@ -443,7 +443,7 @@ static void block_run(const struct layer *layer, float *out, const float *out_gr
     struct transformer_activations activations;
     struct transformer_scratch scratch;
     struct arena arena = {0};
-    assert_int_equal(transformer_add_parameters(&described, "h.0.", shape->width, 2), 0);
+    assert_int_equal(transformer_add_parameters(&described, "h.0.", shape->width, 2, 0.02), 0);
     for (int i = 0; i < 12; i++) {
         tensors[i] = described.list[i];
         tensors[i].values = layer->input[i + 1].values;
