@@ -13,6 +13,7 @@ static const struct {
     {"train", "train a model, with float32 or low-bit optimizer states", command_train},
     {"plan", "bytes of parameters, gradients and states of a model", command_plan},
     {"data", "turn text into tokens", command_data},
+    {"report", "a page about one or several runs, out of their logs", command_report_page},
 };
 
 enum { COUNT = sizeof(commands) / sizeof(commands[0]) };
