@@ -91,9 +91,6 @@ static int64_t find_tensor(struct run_log *log, const char *name, int64_t guess)
 
 static uint8_t width_of(const json_t *object, const char *key) {
     const json_t *value = json_object_get(object, key);
-    if (json_is_string(value)) {
-        return strcmp(json_string_value(value), "shared") == 0 ? WIDTH_SHARED : WIDTH_UNKNOWN;
-    }
     const double bits = json_is_number(value) ? json_number_value(value) : 0;
     return bits >= 1 && bits <= 32 ? (uint8_t)bits : WIDTH_UNKNOWN;
 }
@@ -109,10 +106,14 @@ static uint8_t zone_of(const json_t *object) {
     return ZONE_EXEMPT;
 }
 
+// A second moment that is shared along a dimension has 0 bits and says so.
+static uint8_t second_width_of(const json_t *object) {
+    return json_is_string(json_object_get(object, "v_shared")) ? WIDTH_SHARED : width_of(object, "v_bits");
+}
+
 static struct run_entry entry_of(const json_t *object) {
     static const char *const keys[RUN_FACTORS] = {"n", "r", "m_error", "v_error", "m_rms", "v_rms"};
-    struct run_entry entry = {.bits = {width_of(object, "m_bits"), width_of(object, "v_bits")},
-                              .zone = zone_of(object)};
+    struct run_entry entry = {.bits = {width_of(object, "m_bits"), second_width_of(object)}, .zone = zone_of(object)};
     for (int i = 0; i < RUN_FACTORS; i++) {
         entry.factors[i] = (float)number_of(object, keys[i]);
     }

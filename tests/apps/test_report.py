@@ -266,10 +266,12 @@ def check_bad_lines(folder):
            and "<td class=\"number\">200</td>" in page)
     lines[3].update(train_loss=None, gradient_norm=None, skipped=True)
     lines[7].update(train_loss=1e300)
-    lines[9]["tensors"][1].update(n=None, r="much", m_bits="shared", zone="unknown")
+    lines[9]["tensors"][1].update(n=None, r="much", m_bits="many", zone="unknown")
+    lines[29]["tensors"][2].update(v_bits=0, v_shared="row")
     del lines[9]["tensors"][2]["v_bits"]
     page = page_of("of_a_run_that_stumbled.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode(), None)
     report("skipped steps are told", "1 steps were skipped" in page)
+    report("shared second moments have a colour of their own", ">shared</text>" in page and 'class="w0" d="' in page)
     hostile = [{"step": 1, "train_loss": 1.0, "mean_bits": 4, "state_bytes": 100, "tensors": [
         {"name": "<script>alert(1)</script>\"'&", "n": 1, "r": 1, "zone": "critical", "m_bits": 4, "v_bits": 4}],
         "sample": "</pre><script>\u0001"}]
