@@ -147,6 +147,7 @@ static enum app_status run_loop(struct training *training, struct loop_outcome *
                         .optimizer = &training->optimizer,
                         .ranks = &training->ranks,
                         .log = training->log,
+                        .events = training->events,
                         .run = run};
     enum app_status status = loop_run(&loop, outcome);
     json_decref(run);
@@ -192,6 +193,9 @@ static enum app_status prepare(struct training *training) {
     if (status == APP_OK && options->log && training->ranks.rank == 0) {
         status = log_open(options->log, &training->log);
     }
+    if (status == APP_OK && options->tensorboard && training->ranks.rank == 0) {
+        status = event_file_open(options->tensorboard, &training->events);
+    }
     if (status == APP_OK) {
         print_head(training, &demand);
     }
@@ -230,7 +234,8 @@ int training_run(struct training *training, const char *command) {
     if (status == APP_OK) {
         status = train(training, &signal_number);
     }
-    enum app_status closed = log_close(training->log);
+    enum app_status closed = log_close(training->log), events_closed = event_file_close(training->events);
+    closed = closed == APP_OK ? events_closed : closed;
     status = status == APP_OK ? closed : status;
     optimizer_release(&training->optimizer);
     if (training->data) {

@@ -35,6 +35,7 @@ enum {
     THREADS,
     LOG,
     SUMMARY,
+    TENSORBOARD,
 };
 
 static const struct argp_option option_list[] = {
@@ -82,6 +83,8 @@ static const struct argp_option option_list[] = {
      HELP_OUTPUT},
     {"validation-batches", VALIDATION_BATCHES, "N", 0, "Largest number of batches of a validation (40)", HELP_OUTPUT},
     {"log", LOG, "FILE", 0, "Write one JSON object a step", HELP_OUTPUT},
+    {"tensorboard", TENSORBOARD, "FOLDER", 0, "Write an event file for TensorBoard: scalars of every step, histograms",
+     HELP_OUTPUT},
     {"summary", SUMMARY, "FILE", 0, "Write a JSON object about the whole run at its end", HELP_OUTPUT},
     {0}};
 
@@ -154,6 +157,9 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         return 0;
     case LOG:
         options->log = argument;
+        return 0;
+    case TENSORBOARD:
+        options->tensorboard = argument;
         return 0;
     case SUMMARY:
         options->summary = argument;

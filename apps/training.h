@@ -26,6 +26,7 @@ struct training {
     struct batch_source *data;
     struct optimizer optimizer;
     struct log *log;
+    struct event_file *events; // for TensorBoard, or null
     // Writes a sample, as loop_settings has it, with the training as context; or null.
     enum app_status (*sample)(void *training, int64_t step, char **text);
 };

@@ -8,6 +8,7 @@
 
 #include "train/progress.h"
 #include "train/telemetry.h"
+#include "train/tensorboard.h"
 
 // A run whose gradients stay infinite does not recover.
 enum { SKIPS_TO_GIVE_UP = 20 };
@@ -164,6 +165,23 @@ static enum app_status log_step(const struct loop *loop, const struct step *step
     return log_write(loop->log, line);
 }
 
+static enum app_status write_events(const struct loop *loop, const struct step *step) {
+    const double items = (double)(loop->data->items * loop->settings.accumulation * loop->ranks->count);
+    const struct tensorboard_step shown = {.step = step->number,
+                                           .train_loss = step->train_loss,
+                                           .validation_loss = step->validation_loss,
+                                           .validation_top1 = step->validation_top1,
+                                           .learning_rate = step->learning_rate,
+                                           .gradient_norm = step->result.gradient_norm,
+                                           .per_second = items / step->seconds,
+                                           .unit = loop->data->unit,
+                                           .state_bytes = step->state_bytes,
+                                           .peak_bytes = step->peak_state_bytes,
+                                           .bits = mean_bits(loop, step),
+                                           .decided = step->result.decided};
+    return tensorboard_write(loop->events, &shown, loop->optimizer, &loop->model->parameters);
+}
+
 static void show_step(struct run *run, const struct step *step) {
     double items = (double)(run->loop->data->items * run->loop->settings.accumulation * run->loop->ranks->count);
     struct progress_state state = {.step = step->number,
@@ -222,6 +240,9 @@ static enum app_status run_step(struct run *run, struct step *step) {
     }
     if (status == APP_OK) {
         status = log_step(run->loop, step);
+    }
+    if (status == APP_OK && run->loop->events) {
+        status = write_events(run->loop, step);
     }
     if (status == APP_OK) {
         show_step(run, step);

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "train/data.h"
+#include "train/event_file.h"
 #include "train/failure.h"
 #include "train/log.h"
 #include "train/model.h"
@@ -29,8 +30,9 @@ struct loop {
     struct batch_source *data;
     struct optimizer *optimizer;
     const struct ranks *ranks;
-    struct log *log; // or null
-    json_t *run;     // what the log's first line tells of the run; borrowed, or null
+    struct log *log;           // or null
+    struct event_file *events; // for TensorBoard, or null
+    json_t *run;               // what the log's first line tells of the run; borrowed, or null
 };
 
 struct loop_outcome {

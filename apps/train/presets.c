@@ -64,7 +64,7 @@ static const struct vit_preset vit_presets[] = {
     {.name = "tiny",
      .vit = {.layers = 4, .width = 96, .heads = 4, .patch = 4, .classes = 10},
      .train =
-         {.steps = 4000, .batch = 128, .warmup = 200, .learning_rate = 1e-3, .weight_decay = 0.05, .beta2 = 0.999}},
+         {.steps = 6000, .batch = 128, .warmup = 200, .learning_rate = 2e-3, .weight_decay = 0.05, .beta2 = 0.999}},
     {.name = "small",
      .vit = {.layers = 12, .width = 384, .heads = 6, .patch = 4, .classes = 10},
      .train =
