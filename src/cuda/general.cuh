@@ -157,6 +157,14 @@ static __device__ void general_compensate(float *p, const float *m, const float 
     }
 }
 
+/* float32 states, as plain_update in quant/reference.c has it. */
+static __device__ void general_plain_update(float *p, float *m, float *v, float g, const stq_coefficients *c) {
+    *m = fmaf(c->one_minus_beta1, g - *m, *m);
+    *v = fmaf(c->one_minus_beta2 * g, g, c->beta2 * *v);
+    float denominator = __fdiv_rn(__fsqrt_rn(*v), c->plain_root) + c->plain_epsilon;
+    *p = *p * c->decay + __fdiv_rn(-c->plain_step * *m, denominator);
+}
+
 static __device__ __noinline__ void general_row(const stq_item *item, const stq_coefficients *c, int64_t row) {
     general_lane lane = general_lane_at(item->count, row);
     uint32_t block = (uint32_t)(item->first_block + lane.block);
@@ -165,7 +173,7 @@ static __device__ __noinline__ void general_row(const stq_item *item, const stq_
     float denominator[STQ_LANE_VALUES];
     bool lowest[STQ_LANE_VALUES];
     general_decode_m(m, lowest, &item->m_in, lane);
-    bool shared = stq_is_shared(item->v_in.bits);
+    bool shared = stq_is_shared(item->v_in.bits), plain = stq_is_plain(item);
     if (shared)
         stq_shared_values(v, &item->v_in, item->cols, item->first_block * STQ_BLOCK + lane.first, lane.valid);
     else
@@ -173,6 +181,11 @@ static __device__ __noinline__ void general_row(const stq_item *item, const stq_
     __syncwarp();
     for (int k = 0; k < lane.valid; k++) {
         float g = stq_load_float(item->gradient, item->gradient_type, lane.first + k) * c->gradient_factor;
+        if (plain) {
+            p[k] = stq_load_float(item->parameter, item->parameter_type, lane.first + k);
+            general_plain_update(&p[k], &m[k], &v[k], g, c);
+            continue;
+        }
         float decoded = lowest[k] && g == 0.0f ? 0.0f : m[k];
         m[k] = fmaf(c->beta1, decoded, c->one_minus_beta1 * g);
         if (!shared)

@@ -58,6 +58,9 @@ STQ_INLINE stq_coefficients stq_step_coefficients(const stq_adamw_group *group, 
     c.compensation =
         error_compensation == 0.0 ? 0.0f : (float)(error_compensation * stq_compensation_weight(group->beta1, step));
     c.step_key = stq_step_key(seed, step);
+    c.plain_step = (float)(group->learning_rate / correction1);
+    c.plain_root = (float)root;
+    c.plain_epsilon = (float)group->epsilon;
     return c;
 }
 

@@ -724,28 +724,30 @@ static __attribute__((noinline)) void step_coded(const stq_item *item, const stq
     }
 }
 
-/* ---- float32 states: plain AdamW in one loop ---- */
+/* ---- float32 states: plain AdamW in one loop; see plain_update in reference.c ---- */
 
 /* One block; arrays point to its first element. */
 INLINE void step_float32_block(void *parameter, const void *gradient, float *m_state, float *v_state,
                                const stq_coefficients *c, uint32_t key, const uint32_t parameter_type,
                                const uint32_t gradient_type) {
     const vfloat factor = vf_all(c->gradient_factor);
-    const vfloat beta1 = vf_all(c->beta1), one_minus_beta1 = vf_all(c->one_minus_beta1);
+    const vfloat one_minus_beta1 = vf_all(c->one_minus_beta1), decay = vf_all(c->decay);
     const vfloat beta2 = vf_all(c->beta2), one_minus_beta2 = vf_all(c->one_minus_beta2);
-    const vfloat decay = vf_all(c->decay), epsilon = vf_all(c->epsilon), minus_step = vf_all(-c->step_size);
+    const vfloat root = vf_all(c->plain_root), epsilon = vf_all(c->plain_epsilon), minus_step = vf_all(-c->plain_step);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += 2 * LANES) {
         vint pairs = parameter_type == STQ_BFLOAT16 ? random_pairs(key, i / 2) : vi_all(0);
         for (int half = 0; half < 2; half++) {
             int at = i + half * LANES;
             vfloat g = vf_multiply(load_float(gradient, at, gradient_type), factor);
-            vfloat m = vf_fma(beta1, vf_load(m_state + at), vf_multiply(one_minus_beta1, g));
-            vfloat v = vf_fma(beta2, vf_load(v_state + at), vf_multiply(one_minus_beta2, vf_multiply(g, g)));
+            vfloat m = vf_load(m_state + at);
+            m = vf_fma(one_minus_beta1, vf_subtract(g, m), m);
+            vfloat v = vf_fma(vf_multiply(one_minus_beta2, g), g, vf_multiply(beta2, vf_load(v_state + at)));
             vf_store(m_state + at, m);
             vf_store(v_state + at, v);
             vfloat p = vf_multiply(load_float(parameter, at, parameter_type), decay);
-            p = vf_fma(minus_step, vf_divide(m, vf_add(vf_square_root(v), epsilon)), p);
+            vfloat denominator = vf_add(vf_divide(vf_square_root(v), root), epsilon);
+            p = vf_add(p, vf_divide(vf_multiply(minus_step, m), denominator));
             store_parameter(parameter, at, p, parameter_type == STQ_BFLOAT16 ? vi_words(pairs, half) : pairs,
                             parameter_type);
         }
@@ -789,6 +791,14 @@ static void step_float32_partial(float32_phase *phase, void *parameter, const vo
     memcpy(v, v_room, values * sizeof *v);
 }
 
+/* What a float32 state held before, where it will be updated. */
+static void bring_float32(float *to, const stq_planes *in, int64_t first, int count) {
+    if (in->bits == 0)
+        memset(to, 0, (size_t)count * sizeof *to);
+    else if ((float *)(void *)in->base + first != to)
+        memcpy(to, (float *)(void *)in->base + first, (size_t)count * sizeof *to);
+}
+
 static __attribute__((noinline)) void step_float32(const stq_item *item, const stq_coefficients *c, int64_t first_block,
                                                    int64_t end_block) {
     float32_phase *phase = float32_phases[item->parameter_type][item->gradient_type];
@@ -799,26 +809,25 @@ static __attribute__((noinline)) void step_float32(const stq_item *item, const s
         uint8_t *p = (uint8_t *)item->parameter + first * parameter_size;
         const uint8_t *g = (const uint8_t *)item->gradient + first * gradient_size;
         float *m = (float *)(void *)item->m_out.base + first, *v = (float *)(void *)item->v_out.base + first;
+        int count = item->count - first < STQ_BLOCK ? (int)(item->count - first) : STQ_BLOCK;
+        bring_float32(m, &item->m_in, first, count);
+        bring_float32(v, &item->v_in, first, count);
         uint32_t key =
             item->parameter_type == STQ_BFLOAT16
                 ? stq_block_key(c->step_key, item->tensor, (uint32_t)(item->first_block + block), STQ_STREAM_PARAMETER)
                 : 0;
-        if (item->count - first >= STQ_BLOCK)
+        if (count == STQ_BLOCK)
             phase(p, g, m, v, c, key);
         else
-            step_float32_partial(phase, p, g, m, v, item, c, key, (int)(item->count - first));
+            step_float32_partial(phase, p, g, m, v, item, c, key, count);
     }
 }
 
 /* ---- The table's functions ---- */
 
-static bool stays_float32(const stq_planes *in, const stq_planes *out) {
-    return in->bits == STQ_BITS_FLOAT32 && out->bits == STQ_BITS_FLOAT32 && in->base == out->base;
-}
-
 static void step(const stq_item *item, const stq_coefficients *coefficients, int64_t first_block, int64_t end_block) {
     uint64_t mode = stq_float_mode_set();
-    if (stays_float32(&item->m_in, &item->m_out) && stays_float32(&item->v_in, &item->v_out))
+    if (stq_is_plain(item))
         step_float32(item, coefficients, first_block, end_block);
     else
         step_coded(item, coefficients, first_block, end_block);

@@ -48,16 +48,20 @@ typedef struct stq_coefficients {
     float epsilon;      /* epsilon * sqrt(1 - beta2^t) */
     float compensation; /* error compensation: alpha * kappa_t * (1 - beta1^t); 0 = off */
     uint32_t step_key;  /* stq_step_key(seed, t) */
+    /* For float32 states, whose arithmetic is that of torch.optim.AdamW(fused=True), operation for operation. */
+    float plain_step;    /* learning_rate / (1 - beta1^t) */
+    float plain_root;    /* sqrt(1 - beta2^t) */
+    float plain_epsilon; /* epsilon */
 } stq_coefficients;
 
 #ifdef __cplusplus
 static_assert(sizeof(stq_planes) == 56, "stq_planes is shared with device code");
 static_assert(sizeof(stq_item) == 288, "stq_item is shared with device code");
-static_assert(sizeof(stq_coefficients) == 40, "stq_coefficients is shared with device code");
+static_assert(sizeof(stq_coefficients) == 52, "stq_coefficients is shared with device code");
 #else
 _Static_assert(sizeof(stq_planes) == 56, "stq_planes is shared with device code");
 _Static_assert(sizeof(stq_item) == 288, "stq_item is shared with device code");
-_Static_assert(sizeof(stq_coefficients) == 40, "stq_coefficients is shared with device code");
+_Static_assert(sizeof(stq_coefficients) == 52, "stq_coefficients is shared with device code");
 #endif
 
 #endif

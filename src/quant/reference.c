@@ -129,6 +129,13 @@ static void rounding_errors(float *error, const float *m, const stq_item *item, 
         error[i] = m[i] == 0.0f ? 0.0f : m[i] - coded[i];
 }
 
+/* float32 states: plain AdamW, with every operation and rounding of torch.optim.AdamW(fused=True). */
+static void plain_update(float *p, float *m, float *v, float g, const stq_coefficients *c) {
+    *m = fmaf(c->one_minus_beta1, g - *m, *m);
+    *v = fmaf(c->one_minus_beta2 * g, g, c->beta2 * *v);
+    *p = *p * c->decay + -c->plain_step * *m / (sqrtf(*v) / c->plain_root + c->plain_epsilon);
+}
+
 static void step_block(const stq_item *item, const stq_coefficients *c, int64_t block) {
     float m[STQ_BLOCK], v[STQ_BLOCK], p[STQ_BLOCK], denominator[STQ_BLOCK];
     bool lowest[STQ_BLOCK];
@@ -137,13 +144,18 @@ static void step_block(const stq_item *item, const stq_coefficients *c, int64_t 
     uint32_t global_block = (uint32_t)(item->first_block + block);
 
     stq_reference_decode_m(m, &item->m_in, block, count, lowest);
-    bool shared = stq_is_shared(item->v_in.bits);
+    bool shared = stq_is_shared(item->v_in.bits), plain = stq_is_plain(item);
     if (shared)
         stq_shared_values(v, &item->v_in, item->cols, (item->first_block + block) * STQ_BLOCK, count);
     else
         stq_reference_decode_v(v, &item->v_in, block, count);
     for (int i = 0; i < count; i++) {
         float g = stq_load_float(item->gradient, item->gradient_type, first + i) * c->gradient_factor;
+        if (plain) {
+            p[i] = stq_load_float(item->parameter, item->parameter_type, first + i);
+            plain_update(&p[i], &m[i], &v[i], g, c);
+            continue;
+        }
         float decoded = lowest[i] && g == 0.0f ? 0.0f : m[i];
         m[i] = fmaf(c->beta1, decoded, c->one_minus_beta1 * g);
         if (!shared)

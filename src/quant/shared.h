@@ -25,6 +25,13 @@
 
 STQ_INLINE bool stq_is_shared(uint32_t bits) { return bits == STQ_BITS_SHARED_ROW || bits == STQ_BITS_SHARED_COL; }
 
+/* Both states are float32 after the step and were float32, or nothing, before: plain AdamW. */
+STQ_INLINE bool stq_is_plain(const stq_item *item) {
+    return item->m_out.bits == STQ_BITS_FLOAT32 && item->v_out.bits == STQ_BITS_FLOAT32 &&
+           (item->m_in.bits == STQ_BITS_FLOAT32 || item->m_in.bits == 0) &&
+           (item->v_in.bits == STQ_BITS_FLOAT32 || item->v_in.bits == 0);
+}
+
 /* How many means a tensor has: one for each row or column. */
 STQ_INLINE int64_t stq_shared_count(uint32_t bits, int64_t rows, int64_t cols) {
     return bits == STQ_BITS_SHARED_ROW ? rows : cols;
