@@ -14,6 +14,7 @@ static const struct {
     {"plan", "bytes of parameters, gradients and states of a model", command_plan},
     {"data", "turn text into tokens", command_data},
     {"report", "a page about one or several runs, out of their logs", command_report_page},
+    {"factors", "which factors tell most about the error of coded states", command_factors},
 };
 
 enum { COUNT = sizeof(commands) / sizeof(commands[0]) };

@@ -148,6 +148,7 @@ static enum app_status run_loop(struct training *training, struct loop_outcome *
                         .ranks = &training->ranks,
                         .log = training->log,
                         .events = training->events,
+                        .trace = training->trace,
                         .run = run};
     enum app_status status = loop_run(&loop, outcome);
     json_decref(run);
@@ -196,6 +197,9 @@ static enum app_status prepare(struct training *training) {
     if (status == APP_OK && options->tensorboard && training->ranks.rank == 0) {
         status = event_file_open(options->tensorboard, &training->events);
     }
+    if (status == APP_OK && options->trace) {
+        status = trace_open(options->trace, &training->optimizer, &training->trace);
+    }
     if (status == APP_OK) {
         print_head(training, &demand);
     }
@@ -236,6 +240,8 @@ int training_run(struct training *training, const char *command) {
     }
     enum app_status closed = log_close(training->log), events_closed = event_file_close(training->events);
     closed = closed == APP_OK ? events_closed : closed;
+    status = status == APP_OK ? closed : status;
+    closed = trace_close(training->trace);
     status = status == APP_OK ? closed : status;
     optimizer_release(&training->optimizer);
     if (training->data) {

@@ -34,6 +34,7 @@ enum {
     SEED,
     THREADS,
     LOG,
+    TRACE,
     SUMMARY,
     TENSORBOARD,
 };
@@ -84,6 +85,9 @@ static const struct argp_option option_list[] = {
     {"validation-batches", VALIDATION_BATCHES, "N", 0, "Largest number of batches of a validation (40)", HELP_OUTPUT},
     {"log", LOG, "FILE", 0, "Write one JSON object a step", HELP_OUTPUT},
     {"tensorboard", TENSORBOARD, "FOLDER", 0, "Write an event file for TensorBoard: scalars of every step, histograms",
+     HELP_OUTPUT},
+    {"trace", TRACE, "FILE", 0,
+     "Write at each decision the factors of every tensor and the errors of every width, for `stquant factors`",
      HELP_OUTPUT},
     {"summary", SUMMARY, "FILE", 0, "Write a JSON object about the whole run at its end", HELP_OUTPUT},
     {0}};
@@ -160,6 +164,9 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         return 0;
     case TENSORBOARD:
         options->tensorboard = argument;
+        return 0;
+    case TRACE:
+        options->trace = argument;
         return 0;
     case SUMMARY:
         options->summary = argument;

@@ -30,7 +30,7 @@ struct train_options {
 
     int64_t seed;
     int64_t threads; // 0 = all
-    const char *log, *summary, *tensorboard;
+    const char *log, *summary, *tensorboard, *trace;
 };
 
 // Groups of the help text: models put their own options around those that all have in common.

@@ -27,6 +27,7 @@ struct training {
     struct optimizer optimizer;
     struct log *log;
     struct event_file *events; // for TensorBoard, or null
+    struct trace *trace;
     // Writes a sample, as loop_settings has it, with the training as context; or null.
     enum app_status (*sample)(void *training, int64_t step, char **text);
 };

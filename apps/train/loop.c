@@ -97,6 +97,9 @@ static enum app_status train_step(struct run *run, struct step *step) {
     double end = clock_seconds();
     step->optimizer_seconds = end - before_optimizer;
     step->seconds = end - begin;
+    if (status == APP_OK) {
+        status = trace_step(loop->trace, loop->optimizer, step->number, &step->result);
+    }
     return status == APP_OK ? agree(run, step) : status;
 }
 

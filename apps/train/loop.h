@@ -12,6 +12,7 @@
 #include "train/optimizer.h"
 #include "train/ranks.h"
 #include "train/schedule.h"
+#include "train/trace.h"
 
 struct loop_settings {
     struct schedule schedule; // its `steps` is the length of the run
@@ -32,6 +33,7 @@ struct loop {
     const struct ranks *ranks;
     struct log *log;           // or null
     struct event_file *events; // for TensorBoard, or null
+    struct trace *trace;       // or null
     json_t *run;               // what the log's first line tells of the run; borrowed, or null
 };
 

@@ -44,6 +44,44 @@ typedef struct stq_factors {
 STQ_API stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, float unscale, int threads,
                                      stq_factors *factors);
 
+/** Most factors that a selection can choose among, and most that it can choose. */
+#define STQ_MOST_FACTORS 16
+#define STQ_MOST_SELECTED 6
+
+/** Which factors tell most about a target. Sets are bit masks: bit i stands for factor i. */
+typedef struct stq_selection {
+    uint32_t selected;                 /**< the greedy set, k factors */
+    uint32_t order[STQ_MOST_SELECTED]; /**< its factors in the order in which they were taken */
+    double value;                      /**< F of the greedy set */
+    uint32_t best;                     /**< the set of k factors with the largest F, by trying all */
+    double best_value;                 /**< its F */
+    double gamma; /**< submodularity ratio of F over all subsets of the greedy set and all sets of up to k; in [0, 1] */
+    double bound; /**< 1 - exp(-gamma): value is at least bound * best_value (Das & Kempe 2011) */
+} stq_selection;
+
+/**
+ * Greedy forward selection of k factors, with its guarantee and the optimum beside it.
+ *
+ * F(S) = 1/2 log(var(Y) / var(Y | X_S)), in nats, for Y and the factors X after a transformation of each to normal
+ * scores by rank (ties share their mean rank): what a Gaussian with these rank correlations says about Y by X_S. A
+ * factor that never varies says nothing.
+ *
+ * @param selection     receives the result
+ * @param factors       samples x factor_count values, row-major, all finite
+ * @param target        samples values, all finite
+ * @param samples       at least factor_count + 2
+ * @param factor_count  1 to STQ_MOST_FACTORS
+ * @param k             1 to STQ_MOST_SELECTED, at most factor_count
+ * Errors: STQ_INVALID_ARGUMENT (an argument out of range, a value that is not finite: its place is named),
+ * STQ_OUT_OF_MEMORY.
+ */
+STQ_API stq_status stq_select_factors(stq_selection *selection, const double *factors, const double *target,
+                                      size_t samples, size_t factor_count, size_t k);
+
+/** F of the factors in `set` alone, on such samples: for a selection made on others. Errors as above. */
+STQ_API stq_status stq_factor_value(double *value, uint32_t set, const double *factors, const double *target,
+                                    size_t samples, size_t factor_count);
+
 #ifdef __cplusplus
 }
 #endif
