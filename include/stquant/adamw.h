@@ -108,6 +108,12 @@ STQ_API stq_status stq_adamw_step(stq_adamw *optimizer, const stq_step *step, st
 /** Sets *due to whether the next step, if it is not skipped, decides widths. */
 STQ_API stq_status stq_adamw_decision_due(const stq_adamw *optimizer, bool *due);
 
+/**
+ * Names the stream (a cudaStream_t) on which everything between steps is enqueued: changes of groups, reads and writes
+ * of states. Without this it is that of the latest step. Never fails on a CPU, where there are no streams.
+ */
+STQ_API stq_status stq_adamw_set_stream(stq_adamw *optimizer, void *stream);
+
 /** Replaces group `index` (learning-rate schedules). STQ_INVALID_ARGUMENT leaves it as it was. */
 STQ_API stq_status stq_adamw_set_group(stq_adamw *optimizer, size_t index, const stq_adamw_group *group);
 

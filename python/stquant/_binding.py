@@ -313,6 +313,7 @@ FUNCTIONS = {
     "stq_adamw_destroy": (None, [_optimizer]),
     "stq_adamw_step": (_status, [_optimizer, POINTER(Step), POINTER(StepResult)]),
     "stq_adamw_decision_due": (_status, [_optimizer, POINTER(c_bool)]),
+    "stq_adamw_set_stream": (_status, [_optimizer, c_void_p]),
     "stq_adamw_set_group": (_status, [_optimizer, c_size_t, POINTER(AdamwGroup)]),
     "stq_adamw_memory": (_status, [_optimizer, POINTER(Memory)]),
     "stq_adamw_tensor": (_status, [_optimizer, c_size_t, POINTER(TensorInfo)]),

@@ -216,6 +216,8 @@ class Engine:
             unscale=1.0,
         )
         self.result = _binding.StepResult(gradient_norm=math.nan)
+        self.expected_steps = 0
+        self.use_current_stream()
 
     def _call(self, status: int) -> None:
         error, self.memory.error = self.memory.error, None
@@ -223,10 +225,17 @@ class Engine:
             raise error
         check(status)
 
-    def step(self) -> _binding.StepResult:
-        """One step with self.step_input, whose arrays the caller has filled."""
-        self._call(library.stq_adamw_step(self.handle, self.step_input, self.result))
-        return self.result
+    def step(self) -> None:
+        """One step with self.step_input, whose arrays the caller has filled. On a GPU the outcome is only asked for where
+        the library waits for the device anyway, to decide widths."""
+        asked = self.device.type == "cpu" or self.expects_decision()
+        self._call(library.stq_adamw_step(self.handle, self.step_input, self.result if asked else None))
+        self.expected_steps += not (asked and self.result.skipped)
+
+    def expects_decision(self) -> bool:
+        """True if the next step decides widths, should no step have been skipped that the host does not know of."""
+        step = self.expected_steps + 1
+        return step in (1, 10, 30) or step % self.settings.decide_every == 0
 
     def decision_due(self) -> bool:
         """True if the next step decides widths."""
@@ -234,11 +243,21 @@ class Engine:
         self._call(library.stq_adamw_decision_due(self.handle, due))
         return due.value
 
+    def use_current_stream(self) -> None:
+        """Has the library work on torch's current stream of this GPU; nothing on a CPU."""
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device).cuda_stream
+            self.step_input.stream = stream
+            self._call(library.stq_adamw_set_stream(self.handle, stream))
+
+    def changed_groups(self, groups: Sequence[tuple]) -> list[int]:
+        """Indices of the groups whose values are not those that the library has."""
+        return [index for index, group in enumerate(groups) if group != self._groups[index]]
+
     def set_group(self, index: int, group: tuple) -> None:
-        """Hands over (learning rate, beta1, beta2, epsilon, weight decay) of a group where they changed."""
-        if group != self._groups[index]:
-            self._call(library.stq_adamw_set_group(self.handle, index, _binding.AdamwGroup(*group)))
-            self._groups[index] = group
+        """Hands over (learning rate, beta1, beta2, epsilon, weight decay) of a group."""
+        self._call(library.stq_adamw_set_group(self.handle, index, _binding.AdamwGroup(*group)))
+        self._groups[index] = group
 
     def usage(self) -> _binding.Memory:
         """Byte counts of the states."""
@@ -260,8 +279,9 @@ class Engine:
 
     @property
     def steps(self) -> int:
-        """Steps made, skipped ones not counted."""
-        return library.stq_adamw_step_count(self.handle)
+        """Steps made, skipped ones not counted. Waits for steps that a GPU has not finished."""
+        self.expected_steps = library.stq_adamw_step_count(self.handle)
+        return self.expected_steps
 
     @property
     def skipped(self) -> int:
@@ -287,6 +307,7 @@ class Engine:
         changed = ctypes.c_bool()
         self._call(library.stq_adamw_fit(self.handle, record, tensors, len(tensors), changed))
         self._call(library.stq_adamw_restore(self.handle, record, tensors, len(tensors)))
+        self.expected_steps = record.steps
         return changed.value
 
     def buffers(self) -> list[dict[str, torch.Tensor]]:
@@ -350,7 +371,8 @@ class Engine:
         return {**sizes, "scales": 2 * library.stq_block_count(spec.count)}
 
     def gradient_norm(self) -> float:
-        """Global norm of the last step's gradients, unscaled and not clipped; NaN before the first step."""
+        """Global norm of the gradients, unscaled and not clipped: of the last step, on a GPU of the last that decided
+        widths; NaN before."""
         return self.result.gradient_norm
 
     def close(self) -> None:

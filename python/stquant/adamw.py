@@ -150,6 +150,7 @@ class AdamW(Optimizer):
         self.portable_state = portable_state
         self._engine: Engine | None = None
         self._flat: list[torch.Tensor] = []
+        self._replays = 0
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, bits=bits))
         specs, device = self._describe()
         plan(self._settings_for(specs), self._groups(), specs, device)
@@ -268,11 +269,11 @@ class AdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         engine = self._open()
+        capturing = engine.device.type == "cuda" and self._is_capturing(engine)
         gradients = self._attach(engine)
         if not any(gradient is not None for gradient in gradients):
             return loss
-        for index, group in enumerate(self.param_groups):
-            engine.set_group(index, _group_values(group))
+        self._push_groups(engine, capturing)
         given = engine.step_input
         given.max_gradient_norm = self.max_grad_norm or 0.0
         scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
@@ -281,13 +282,28 @@ class AdamW(Optimizer):
         kept: list[Any] = [gradients, scale, found]
         if self._sharded:
             kept.append(_sharded.supply(engine, self._flat, gradients, scale))
-        if engine.device.type == "cuda":
-            given.stream = torch.cuda.current_stream(engine.device).cuda_stream
         engine.step()
+        if capturing:  # the step is recorded, not made
+            engine.expected_steps -= 1
+            self._replays = 1
         torch.autograd.graph.increment_version(
             [_layout.local_tensor(p) for p, g in zip(self._flat, gradients) if g is not None]
         )
         return loss
+
+    def _is_capturing(self, engine: Engine) -> bool:
+        """True if the step goes into a CUDA graph. Otherwise lets the library count what a graph has done meanwhile."""
+        if torch.cuda.is_current_stream_capturing():
+            if engine.expects_decision():
+                raise RuntimeError(
+                    "A CUDA graph cannot capture a step that decides widths; take such steps without a graph, where "
+                    "decision_due() says so."
+                )
+            return True
+        if self._replays:
+            self._replays = 0
+            engine.steps
+        return False
 
     def _attach(self, engine: Engine) -> list[torch.Tensor | None]:
         """Fills the library's arrays of pointers; returns the gradients that they point to (local ones of DTensors)."""
@@ -318,6 +334,52 @@ class AdamW(Optimizer):
             pointers[index] = gradient.data_ptr() or _NOTHING.data_ptr()
             gradients.append(gradient)
         return gradients
+
+    # ---- CUDA graphs ----
+
+    def decision_due(self) -> bool:
+        """True if the next step decides widths (steps 1, 10, 30 and every ``decide_every``): such a step allocates
+        memory, waits for the device, and must be taken without a graph.
+
+        An ordinary step can be captured, alone or with forward and backward pass, once the first step is made and
+        while gradients stay in their place (``zero_grad(set_to_none=False)``). The graph stays valid after decisions::
+
+            for batch in data:
+                if optimizer.decision_due():
+                    eager_iteration(batch)      # forward, backward and optimizer.step() into the same gradients
+                else:
+                    graph.replay()
+                    optimizer.count_replay()
+        """
+        engine = self._open()
+        if not engine.expects_decision():
+            return False
+        engine.steps  # steps in flight, or replayed, may have been skipped
+        return engine.decision_due()
+
+    def count_replay(self) -> None:
+        """To be called after each replay of a graph that contains a step: nothing else tells the host about it."""
+        engine = self._open()
+        engine.expected_steps += 1
+        self._replays += 1
+        torch.autograd.graph.increment_version([_layout.local_tensor(parameter) for parameter in self._flat])
+
+    def update_groups(self) -> None:
+        """Brings learning rates and other values of ``param_groups`` to the device without a step, for steps that a
+        graph replays (and before one is captured); ``step()`` does so itself."""
+        self._push_groups(self._open(), False)
+
+    def _push_groups(self, engine: Engine, capturing: bool) -> None:
+        engine.use_current_stream()
+        groups = self._groups()
+        changed = engine.changed_groups(groups)
+        if changed and capturing:
+            raise RuntimeError(
+                f"Param group {changed[0]} has changed since the last step; call update_groups() before the capture, or "
+                "every replay would set these values again."
+            )
+        for index in changed:
+            engine.set_group(index, groups[index])
 
     # ---- State dictionaries ----
 
@@ -480,7 +542,8 @@ class AdamW(Optimizer):
         """Numbers for a logger such as TensorBoard or W&B, flat and of plain Python types.
 
         Returns:
-            ``step``, ``skipped_steps``, ``gradient_norm`` (after unscaling, before clipping; NaN before the first step),
+            ``step``, ``skipped_steps``, ``gradient_norm`` (after unscaling, before clipping; on a GPU that of the last
+            decision, because reading it waits for the device; NaN before the first step),
             ``state_bytes``, ``peak_state_bytes``, ``state_bits`` (all-in bits per state value now), ``mean_state_bits``
             (over the steps so far), ``mean_m_bits`` and ``mean_v_bits`` (code bits, over the coded tensors, weighted by
             elements), and for each coded tensor ``m_bits/NAME``, ``v_bits/NAME``, ``n/NAME``, ``r/NAME`` (magnitude and

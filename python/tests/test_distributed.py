@@ -21,14 +21,27 @@ SHAPES = [(50, 128), (96, 320), (33, 200), (2, 64), (300,), (2,), ()]
 OPTIONS = {"lr": 1e-2, "decide_every": 4, "max_grad_norm": 20.0, "state_bits": 6.0}
 
 
+BACKENDS = ["gloo"] + (["nccl"] if torch.cuda.is_available() and torch.cuda.device_count() > 1 else [])
+
+
+def run(ranks, function, *arguments, backend):
+    """On that many processes; with NCCL at most one a GPU."""
+    ranks_of.run(ranks if backend == "gloo" else min(ranks, torch.cuda.device_count()), function, *arguments, backend=backend)
+
+
+def device():
+    """Where this rank works."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
 def whole_parameters(seed=1):
     generator = seeded(seed)
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device())) for shape in SHAPES]
 
 
 def gradients_of(step):
     generator = seeded(1000 + step)
-    return [torch.randn(shape, generator=generator) * (1 + index) for index, shape in enumerate(SHAPES)]
+    return [(torch.randn(shape, generator=generator) * (1 + i)).to(device()) for i, shape in enumerate(SHAPES)]
 
 
 def sharded_parameters(mesh, placements, seed=1):
@@ -77,9 +90,9 @@ def gathered(parameters):
 def ddp_replicas(rank, ranks):
     from torch.nn.parallel import DistributedDataParallel
 
-    network = DistributedDataParallel(small_network())
+    network = DistributedDataParallel(small_network().to(device()))
     optimizer = stquant.AdamW(network.parameters(), lr=1e-3, decide_every=3, max_grad_norm=1.0)
-    data = torch.randn(10, 8, 256, generator=seeded(rank))
+    data = torch.randn(10, 8, 256, generator=seeded(rank)).to(device())
     for batch in data:
         optimizer.zero_grad()
         (network(batch) - batch).square().mean().backward()
@@ -89,8 +102,9 @@ def ddp_replicas(rank, ranks):
     assert all(digest == digests[0] for digest in digests)
 
 
-def test_ddp_replicas_stay_bit_identical():
-    ranks_of.run(2, ddp_replicas)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ddp_replicas_stay_bit_identical(backend):
+    run(2, ddp_replicas, backend=backend)
 
 
 # ---- DTensor shards against the whole ----
@@ -100,7 +114,7 @@ def shards_equal_the_whole(rank, ranks, policy):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard
 
-    mesh = init_device_mesh("cpu", (ranks,))
+    mesh = init_device_mesh(device(), (ranks,))
     parameters = sharded_parameters(mesh, [Shard(0)])
     optimizer = stquant.AdamW(parameters, policy=policy, **OPTIONS)
     expected, whole = whole_run(range(9), policy=policy)
@@ -112,22 +126,23 @@ def shards_equal_the_whole(rank, ranks, policy):
             assert torch.equal(mine, other), SHAPES[index]
         else:  # other blocks, other roundings: the same steps but for those
             assert torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0) > 0.999
-    total = torch.tensor(float(optimizer._engine.usage().state_bytes))
+    total = torch.tensor(float(optimizer._engine.usage().state_bytes), device=device())
     dist.all_reduce(total)
     assert total < 1.35 * whole._engine.usage().state_bytes + 16384 * ranks  # the records are on every rank
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", ["zones", "float32"])
-def test_shards_equal_the_whole(policy):
+def test_shards_equal_the_whole(policy, backend):
     """Three ranks: uneven shards and empty ones. Widths, clipping and parameters are those of one process."""
-    ranks_of.run(3, shards_equal_the_whole, policy)
+    run(3, shards_equal_the_whole, policy, backend=backend)
 
 
 def bad_gradient_on_one_rank(rank, ranks):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard
 
-    mesh = init_device_mesh("cpu", (ranks,))
+    mesh = init_device_mesh(device(), (ranks,))
     parameters = sharded_parameters(mesh, [Shard(0)])
     optimizer = stquant.AdamW(parameters, **OPTIONS)
     take_steps(optimizer, parameters, range(2))
@@ -144,8 +159,9 @@ def bad_gradient_on_one_rank(rank, ranks):
     assert optimizer.steps == 3 and torch.equal(parameters[1].to_local(), before[1])
 
 
-def test_a_bad_gradient_on_one_rank_skips_the_step_on_all():
-    ranks_of.run(2, bad_gradient_on_one_rank)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bad_gradient_on_one_rank_skips_the_step_on_all(backend):
+    run(2, bad_gradient_on_one_rank, backend=backend)
 
 
 def other_placements(rank, ranks):
@@ -154,8 +170,8 @@ def other_placements(rank, ranks):
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     expected, whole = whole_run(range(6))
-    columns = init_device_mesh("cpu", (ranks,))
-    hybrid = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
+    columns = init_device_mesh(device(), (ranks,))
+    hybrid = init_device_mesh(device(), (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
     for mesh, placements in ((columns, [Shard(1)]), (hybrid, [Replicate(), Shard(0)])):
         chosen = [index for index, shape in enumerate(SHAPES) if len(shape) == 2]
         parameters = [
@@ -175,8 +191,9 @@ def other_placements(rank, ranks):
         assert widths(again) == widths(optimizer) and again.steps == 6
 
 
-def test_columns_and_hybrid_meshes():
-    ranks_of.run(2, other_placements)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_columns_and_hybrid_meshes(backend):
+    run(2, other_placements, backend=backend)
 
 
 # ---- FSDP2 ----
@@ -185,10 +202,10 @@ def test_columns_and_hybrid_meshes():
 def fsdp_trains(rank, ranks):
     from torch.distributed.fsdp import fully_shard
 
-    data = torch.randn(1, 8, 256, generator=seeded(7)).expand(20, -1, -1)
+    data = torch.randn(1, 8, 256, generator=seeded(7)).expand(20, -1, -1).to(device())
     losses = []
     for sharded in (False, True):
-        network = small_network(seed=3)
+        network = small_network(seed=3).to(device())
         if sharded:
             for layer in (network[0], network[2]):
                 fully_shard(layer)
@@ -209,8 +226,9 @@ def fsdp_trains(rank, ranks):
     assert losses[1][-1] < 0.7 * losses[1][0]
 
 
-def test_fsdp2_trains_as_one_process():
-    ranks_of.run(2, fsdp_trains)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fsdp2_trains_as_one_process(backend):
+    run(2, fsdp_trains, backend=backend)
 
 
 # ---- torch.distributed.checkpoint ----
@@ -236,7 +254,7 @@ def save_run(rank, ranks, folder, steps):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard
 
-    parameters = sharded_parameters(init_device_mesh("cpu", (ranks,)), [Shard(0)])
+    parameters = sharded_parameters(init_device_mesh(device(), (ranks,)), [Shard(0)])
     optimizer = stquant.AdamW(parameters, **OPTIONS)
     take_steps(optimizer, parameters, range(steps))
     dcp.save(checkpointed(Holder(parameters), optimizer), checkpoint_id=folder)
@@ -249,7 +267,7 @@ def load_run(rank, ranks, folder, steps, more, exact):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard
 
-    mesh = init_device_mesh("cpu", (ranks,))
+    mesh = init_device_mesh(device(), (ranks,))
     expected = sharded_parameters(mesh, [Shard(0)])
     uninterrupted = stquant.AdamW(expected, **OPTIONS)
     take_steps(uninterrupted, expected, range(steps + more))
@@ -270,12 +288,14 @@ def load_run(rank, ranks, folder, steps, more, exact):
             assert torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0) > 0.999
 
 
-def test_checkpoint_at_other_world_sizes(tmp_path):
-    """Saved on 3 ranks; resumed on 3 bit for bit, on 2 bit for bit where rows end with blocks."""
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checkpoint_at_other_world_sizes(tmp_path, backend):
+    """Saved on 3 ranks (2 with NCCL); resumed on 3 bit for bit, on 2 (1) bit for bit where rows end with blocks."""
     folder = str(tmp_path / "checkpoint")
-    ranks_of.run(3, save_run, folder, 6)
-    ranks_of.run(3, load_run, folder, 6, 5, True)
-    ranks_of.run(2, load_run, folder, 6, 5, False)
+    ranks = 3 if backend == "gloo" else 2
+    run(ranks, save_run, folder, 6, backend=backend)
+    run(ranks, load_run, folder, 6, 5, True, backend=backend)
+    run(ranks - 1, load_run, folder, 6, 5, False, backend=backend)
 
 
 def move_precision(rank, ranks):
@@ -283,7 +303,7 @@ def move_precision(rank, ranks):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
-    parameters = sharded_parameters(init_device_mesh("cpu", (ranks,)), [Shard(0)])
+    parameters = sharded_parameters(init_device_mesh(device(), (ranks,)), [Shard(0)])
     optimizer = stquant.AdamW(parameters, policy="float32", lr=1e-2)
     take_steps(optimizer, parameters, range(3))
     state = optimizer.full_precision_state_dict()
@@ -298,8 +318,9 @@ def move_precision(rank, ranks):
     assert all((mine - other).abs().max() < 1e-6 for mine, other in zip(gathered(parameters), expected))
 
 
-def test_full_precision_of_shards():
-    ranks_of.run(2, move_precision)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_full_precision_of_shards(backend):
+    run(2, move_precision, backend=backend)
 
 
 # ---- ZeroRedundancyOptimizer ----
@@ -315,11 +336,12 @@ def zero_redundancy(rank, ranks):
     take_steps(reference, expected, range(4))
     for mine, other in zip(parameters, expected):
         assert torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), dim=0) > 0.999
-    held = torch.tensor(float(optimizer.optim._engine.usage().parameters))
+    held = torch.tensor(float(optimizer.optim._engine.usage().parameters), device=device())
     total = held.clone()
     dist.all_reduce(total)
     assert total == sum(p.numel() for p in parameters) and held < total
 
 
-def test_zero_redundancy_optimizer():
-    ranks_of.run(2, zero_redundancy)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_redundancy_optimizer(backend):
+    run(2, zero_redundancy, backend=backend)

@@ -53,7 +53,7 @@ def assert_equal_runs(one, other, steps):
 def test_resume_is_bit_exact(arguments, dtype, portable):
     network, optimizer = trained(12, dtype, portable_state=portable, **arguments)
     saved = through_file({"model": network.state_dict(), "optimizer": optimizer.state_dict()})
-    other, resumed = trained(0, dtype, **arguments)
+    other, resumed = trained(0, dtype, portable_state=portable, **arguments)
     other.load_state_dict(saved["model"])
     resumed.load_state_dict(saved["optimizer"])
     assert resumed.steps == 12

@@ -163,6 +163,11 @@ static stq_status set_group(void *context, size_t index, const stq_adamw_group *
     return STQ_OK;
 }
 
+static void set_stream(void *context, void *stream) {
+    stq_cuda *cuda = context;
+    cuda->stream = stream;
+}
+
 const stq_backend stq_cuda_backend = {
     .name = "cuda",
     .read = copy_out,
@@ -174,4 +179,5 @@ const stq_backend stq_cuda_backend = {
     .step = stq_cuda_adamw_step,
     .settle = stq_cuda_settle,
     .set_group = set_group,
+    .set_stream = set_stream,
 };

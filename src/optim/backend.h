@@ -47,6 +47,8 @@ typedef struct stq_backend {
     stq_status (*settle)(struct stq_adamw *optimizer);
     /* Changes a group for the steps that are enqueued from now on. */
     stq_status (*set_group)(void *context, size_t index, const stq_adamw_group *group);
+    /* The stream of what follows. */
+    void (*set_stream)(void *context, void *stream);
 } stq_backend;
 
 /* The CPU's table; its context is a stq_cpu. */

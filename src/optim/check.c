@@ -92,3 +92,9 @@ stq_status stq_adamw_set_group(stq_adamw *optimizer, size_t index, const stq_ada
     optimizer->groups[index] = *group;
     return STQ_OK;
 }
+
+stq_status stq_adamw_set_stream(stq_adamw *optimizer, void *stream) {
+    if (optimizer->backend->set_stream)
+        optimizer->backend->set_stream(optimizer->backend_context, stream);
+    return STQ_OK;
+}
