@@ -15,6 +15,7 @@ static const struct {
     {"data", "turn text into tokens", command_data},
     {"report", "a page about one or several runs, out of their logs", command_report_page},
     {"factors", "which factors tell most about the error of coded states", command_factors},
+    {"bench", "how fast the library is on this machine", command_bench},
 };
 
 enum { COUNT = sizeof(commands) / sizeof(commands[0]) };

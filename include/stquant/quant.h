@@ -82,6 +82,13 @@ STQ_API stq_status stq_encode(const stq_planes *planes, stq_state state, const f
 /** Decodes `count` values of planes of any width (0 and 32 included) into `values`. */
 STQ_API stq_status stq_decode(float *values, const stq_planes *planes, stq_state state, int64_t count);
 
+/**
+ * Name of the kernels that this process uses on the CPU: "avx512", "avx2", "neon", or "reference", plain C. All give
+ * the same bytes. Chosen at the first call of the library that needs them, the fastest that processor and operating
+ * system can run; the environment variable STQUANT_ISA asks for one of them by name, for tests. Static storage.
+ */
+STQ_API const char *stq_cpu_kernels(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -51,3 +51,5 @@ const stq_kernels *stq_select_kernels(void) {
     atomic_store_explicit(&selected, kernels, memory_order_relaxed);
     return kernels;
 }
+
+const char *stq_cpu_kernels(void) { return stq_select_kernels()->name; }

@@ -621,6 +621,15 @@ static void read_states(workspace *work, const item_plan *plan) {
         plan->unpack_v(work->v_codes[0], &item->v_in, work->first, work->blocks);
 }
 
+/* Blocks `first` to `end` - 1 or as many as make a chunk: whole ones, or a partial one alone. */
+static void set_chunk(workspace *work, int64_t first, int64_t end, int64_t count) {
+    int64_t whole = count / STQ_BLOCK;
+    int64_t left = (end < whole ? end : whole) - first;
+    work->first = first;
+    work->blocks = left > CHUNK ? CHUNK : left > 0 ? (int)left : 1;
+    work->count = left > 0 ? STQ_BLOCK : (int)(count % STQ_BLOCK);
+}
+
 /* Decodes a chunk and makes new moments and parameters. */
 static void begin_chunk(workspace *work, const item_plan *plan) {
     const stq_item *item = plan->item;
@@ -714,11 +723,8 @@ static __attribute__((noinline)) void step_coded(const stq_item *item, const stq
                                                  int64_t end_block) {
     item_plan plan = make_plan(item, c);
     workspace work;
-    int64_t whole = item->count / STQ_BLOCK;
-    for (work.first = first_block; work.first < end_block; work.first += work.blocks) {
-        int64_t left = (end_block < whole ? end_block : whole) - work.first;
-        work.blocks = left > CHUNK ? CHUNK : left > 0 ? (int)left : 1;
-        work.count = left > 0 ? STQ_BLOCK : (int)(item->count % STQ_BLOCK);
+    for (int64_t block = first_block; block < end_block; block += work.blocks) {
+        set_chunk(&work, block, end_block, item->count);
         begin_chunk(&work, &plan);
         finish_chunk(&work, &plan);
     }
@@ -834,43 +840,43 @@ static void step(const stq_item *item, const stq_coefficients *coefficients, int
     stq_float_mode_restore(mode);
 }
 
-/* A chunk of one block with copies of its values and their ranges. */
-static void load_block(workspace *work, const float *values, int64_t block, int64_t count) {
-    int64_t left = count - block * STQ_BLOCK;
-    work->first = block;
-    work->blocks = 1;
-    work->count = left < STQ_BLOCK ? (int)left : STQ_BLOCK;
-    memset(work->m[0], 0, sizeof work->m[0]);
-    memcpy(work->m[0], values + block * STQ_BLOCK, (size_t)work->count * sizeof(float));
-    memcpy(work->v[0], work->m[0], sizeof work->m[0]);
-    vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(UINT32_MAX);
-    for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        vfloat value = vf_load(work->m[0] + i);
-        m_largest = vi_larger(m_largest, vi_magnitude(value));
-        v_largest = vi_larger(v_largest, vi_bits(value));
-        v_lowest = vi_smaller(v_lowest, vi_bits(value));
-    }
-    vi_reduce(m_largest, v_largest, v_lowest, work->m_largest, work->v_largest, work->v_lowest);
+/* Copies a chunk's values and finds their ranges. */
+static void load_chunk(workspace *work, const float *values, bool second) {
+    float *to = second ? work->v[0] : work->m[0];
+    memcpy(to, values + work->first * STQ_BLOCK, (size_t)(work->blocks * work->count) * sizeof(float));
     if (work->count < STQ_BLOCK)
+        memset(to + work->count, 0, (size_t)(STQ_BLOCK - work->count) * sizeof(float));
+    for (int block = 0; block < work->blocks; block++) {
+        vint magnitude = vi_all(0), largest = vi_all(0), lowest = vi_all(UINT32_MAX);
+        for (int i = 0; i < STQ_BLOCK; i += LANES) {
+            vfloat value = vf_load(to + block * STQ_BLOCK + i);
+            magnitude = vi_larger(magnitude, vi_magnitude(value));
+            largest = vi_larger(largest, vi_bits(value));
+            lowest = vi_smaller(lowest, vi_bits(value));
+        }
+        vi_reduce(magnitude, largest, lowest, &work->m_largest[block], &work->v_largest[block], &work->v_lowest[block]);
+    }
+    if (second && work->count < STQ_BLOCK)
         find_range(work, 0);
 }
 
 static __attribute__((noinline)) void encode_blocks(const stq_planes *planes, stq_state state, const float *values,
                                                     int64_t count, int64_t first_block, int64_t end_block,
                                                     const stq_random *random) {
-    uint32_t step_key = random != NULL ? stq_step_key(random->seed, random->step) : 0;
-    stq_item item = {.tensor = random != NULL ? random->tensor : 0};
-    stq_coefficients coefficients = {.step_key = step_key};
+    bool second = state == STQ_SECOND_MOMENT;
+    stq_item item = {.tensor = second ? random->tensor : 0};
+    stq_coefficients coefficients = {.step_key = second ? stq_step_key(random->seed, random->step) : 0};
     uint32_t key = item_key(&item, &coefficients, STQ_STREAM_SECOND_MOMENT);
     workspace work;
-    for (int64_t block = first_block; block < end_block; block++) {
-        load_block(&work, values, block, count);
-        if (state == STQ_FIRST_MOMENT) {
-            prepare_m(&work);
-            m_encoders[planes->bits](&work, planes);
-        } else {
+    for (int64_t block = first_block; block < end_block; block += work.blocks) {
+        set_chunk(&work, block, end_block, count);
+        load_chunk(&work, values, second);
+        if (second) {
             prepare_v(&work, planes->bits, key + (uint32_t)(random->first_block + block) * 0x9e3779b9u);
             v_encoders[planes->bits](&work, planes);
+        } else {
+            prepare_m(&work);
+            m_encoders[planes->bits](&work, planes);
         }
     }
 }

@@ -1,0 +1,108 @@
+// `stquant bench`: how fast the library is on this machine.
+#include "bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <stquant/quant.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+double bench_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double bench_median(double *times, int count) {
+    qsort(times, (size_t)count, sizeof(*times), compare_doubles);
+    return times[(count - 1) / 2];
+}
+
+static size_t mapped_size(size_t bytes) {
+    const size_t huge = (size_t)1 << 21;
+    return (bytes + huge - 1) / huge * huge;
+}
+
+void *bench_allocate(size_t bytes, int threads) {
+    const size_t size = mapped_size(bytes);
+    char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return NULL;
+    }
+    madvise(memory, size, MADV_HUGEPAGE);
+    const int64_t pages = (int64_t)(size / 4096);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < pages; i++) {
+        memory[i * 4096] = 0;
+    }
+    return memory;
+}
+
+void bench_release(void *memory, size_t bytes) {
+    if (memory) {
+        munmap(memory, mapped_size(bytes));
+    }
+}
+
+// A finaliser of 32 bits (constants: C. Wellons).
+static uint32_t mix(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+void bench_fill(float *values, int64_t count, float deviation, uint32_t seed, int threads) {
+    const float unit = deviation * 2.643e-5f; // sqrt(3) / 65536: the sum of four uniforms of 16 bits
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t a = mix((uint32_t)i * 0x9e3779b9u + mix(seed + (uint32_t)(i >> 32))), b = mix(a + 0x85ebca6bu);
+        const int32_t sum = (int32_t)((a & 0xffff) + (a >> 16) + (b & 0xffff) + (b >> 16)) - 2 * 65535;
+        values[i] = (float)sum * unit;
+    }
+}
+
+const char *bench_choose_kernels(const struct argp_state *state, const char *isa) {
+    if (isa) {
+        setenv("STQUANT_ISA", isa, 1);
+    }
+    const char *used = stq_cpu_kernels();
+    if (isa && strcmp(used, isa) != 0) {
+        argp_failure(state, APP_USAGE, 0,
+                     "There are no kernels '%s' for this machine; it would use '%s'. The names are avx512, avx2, neon "
+                     "and reference.",
+                     isa, used);
+    }
+    return used;
+}
+
+int command_bench(int argc, char **argv) {
+    static const char usage[] = "Usage: stquant bench step|codec [OPTION...]\n"
+                                "How fast the library is on this machine.\n\n"
+                                "  step       one AdamW step with low-bit states against our own float32 AdamW\n"
+                                "  codec      encoding and decoding alone, and their signal-to-noise ratio\n\n"
+                                "`stquant bench step --help` and `stquant bench codec --help` list the options.\n";
+    if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0)) {
+        fputs(usage, stdout);
+        return 0;
+    }
+    if (argc >= 2 && strcmp(argv[1], "step") == 0) {
+        argv[1] = (char[]){"stquant bench step"};
+        return command_bench_step(argc - 1, argv + 1);
+    }
+    if (argc >= 2 && strcmp(argv[1], "codec") == 0) {
+        argv[1] = (char[]){"stquant bench codec"};
+        return command_bench_codec(argc - 1, argv + 1);
+    }
+    if (argc >= 2) {
+        fprintf(stderr, "stquant bench: there is no benchmark '%s'; use step or codec.\n", argv[1]);
+    } else {
+        fputs(usage, stderr);
+    }
+    return APP_USAGE;
+}

@@ -1,0 +1,199 @@
+// `stquant bench codec`: encoding and decoding alone, one thread, for every width of both moments.
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <stquant/quant.h>
+#include <string.h>
+
+#include "bench.h"
+
+enum { AVERAGED = 8, LARGEST_REPEATS = 1000 };
+
+struct settings {
+    int64_t values, repeats;
+    const char *isa;
+    int json;
+};
+
+enum { VALUES = 'n', REPEATS = 0x2000, ISA, JSON };
+
+static const struct argp_option options[] = {
+    {"values", VALUES, "N", 0, "Values of an array (1048576)", 0},
+    {"repeats", REPEATS, "N", 0, "Timed calls of each kind (11)", 0},
+    {"isa", ISA, "NAME", 0, "Kernels: avx512, avx2, neon or reference (the fastest)", 0},
+    {"json", JSON, 0, 0, "Print a JSON object", 0},
+    {0}};
+
+static error_t parse(int key, char *argument, struct argp_state *state) {
+    struct settings *settings = state->input;
+    switch (key) {
+    case VALUES:
+        settings->values = command_integer(state, "values", argument, 1, INT64_C(1) << 34);
+        return 0;
+    case REPEATS:
+        settings->repeats = command_integer(state, "repeats", argument, 1, LARGEST_REPEATS);
+        return 0;
+    case ISA:
+        settings->isa = argument;
+        return 0;
+    case JSON:
+        settings->json = 1;
+        return 0;
+    case ARGP_KEY_ARG:
+        argp_failure(state, APP_USAGE, 0, "'%s' is not expected; `stquant bench codec --help` lists the options.",
+                     argument);
+        return 0;
+    case ARGP_KEY_END:
+        settings->isa = bench_choose_kernels(state, settings->isa);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp argp = {
+    .options = options,
+    .parser = parse,
+    .doc = "Times encoding and decoding of arrays, one thread, and measures the signal-to-noise ratio of one coding.\v"
+           "First moment: normal values. Second moment: means of 8 squares of normal values. Medians."};
+
+struct result {
+    double encode, decode; // nanoseconds a value
+    double ratio;          // signal to noise, decibel
+    uint64_t bytes;
+};
+
+static void release_planes(stq_planes *planes, int64_t count) {
+    bench_release(planes->base, stq_plane_bytes(count, planes->bits, 0));
+    for (uint32_t k = 1; k < stq_plane_count(planes->bits); k++) {
+        bench_release(planes->bit[k - 1], stq_plane_bytes(count, planes->bits, k));
+    }
+    bench_release(planes->scales, (size_t)stq_block_count(count) * sizeof(uint16_t));
+}
+
+// Returns 0 if there is no memory; what was allocated is in `planes` then.
+static int allocate_planes(stq_planes *planes, int64_t count) {
+    planes->base = bench_allocate(stq_plane_bytes(count, planes->bits, 0), 1);
+    int complete = planes->base != NULL;
+    for (uint32_t k = 1; k < stq_plane_count(planes->bits); k++) {
+        planes->bit[k - 1] = bench_allocate(stq_plane_bytes(count, planes->bits, k), 1);
+        complete = complete && planes->bit[k - 1];
+    }
+    planes->scales = bench_allocate((size_t)stq_block_count(count) * sizeof(uint16_t), 1);
+    return complete && planes->scales;
+}
+
+static double decibel(const float *values, const float *decoded, int64_t count) {
+    double signal = 0, noise = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const double error = (double)values[i] - (double)decoded[i];
+        signal += (double)values[i] * values[i];
+        noise += error * error;
+    }
+    return 10 * log10(signal / noise);
+}
+
+static enum app_status measure(const struct settings *settings, stq_state which, uint32_t bits, const float *values,
+                               float *decoded, struct result *result) {
+    double encode[LARGEST_REPEATS], decode[LARGEST_REPEATS];
+    const int64_t count = settings->values;
+    stq_planes planes = {.bits = bits};
+    enum app_status status =
+        allocate_planes(&planes, count) ? APP_OK : app_fail(APP_FAILED, "There is no memory; lower --values.");
+    const int inner = count < 1000000 ? (int)(1000000 / count) + 1 : 1;
+    for (int i = -1; i < (int)settings->repeats && status == APP_OK; i++) {
+        const double begin = bench_seconds();
+        for (int k = 0; k < inner && status == APP_OK; k++) {
+            const stq_random random = {.seed = 1, .step = (uint64_t)(i * inner + k + 2)};
+            status = stq_encode(&planes, which, values, count, &random) == STQ_OK
+                         ? APP_OK
+                         : app_fail(APP_FAILED, "%s", stq_last_error());
+        }
+        const double middle = bench_seconds();
+        for (int k = 0; k < inner && status == APP_OK; k++) {
+            status = stq_decode(decoded, &planes, which, count) == STQ_OK
+                         ? APP_OK
+                         : app_fail(APP_FAILED, "%s", stq_last_error());
+        }
+        const double end = bench_seconds();
+        if (i >= 0) {
+            encode[i] = (middle - begin) / inner;
+            decode[i] = (end - middle) / inner;
+        }
+    }
+    if (status == APP_OK) {
+        result->encode = 1e9 * bench_median(encode, (int)settings->repeats) / (double)count;
+        result->decode = 1e9 * bench_median(decode, (int)settings->repeats) / (double)count;
+        result->ratio = decibel(values, decoded, count);
+    }
+    release_planes(&planes, count);
+    return status;
+}
+
+static void fill_values(stq_state which, float *values, float *scratch, int64_t count) {
+    if (which == STQ_FIRST_MOMENT) {
+        bench_fill(values, count, 1e-3f, 1, 1);
+        return;
+    }
+    memset(values, 0, (size_t)count * sizeof(*values));
+    for (uint32_t k = 0; k < AVERAGED; k++) {
+        bench_fill(scratch, count, 1e-3f, 2 + k, 1);
+        for (int64_t i = 0; i < count; i++) {
+            values[i] += scratch[i] * scratch[i] / AVERAGED;
+        }
+    }
+}
+
+static void print_row(const struct settings *settings, json_t *rows, stq_state which, uint32_t bits,
+                      const struct result *result) {
+    const char *name = which == STQ_FIRST_MOMENT ? "first" : "second";
+    if (!settings->json) {
+        printf("%-6s %5u %10.3f %10.3f %8.2f\n", name, bits, result->encode, result->decode, result->ratio);
+        return;
+    }
+    json_array_append_new(rows, json_pack("{s:s, s:i, s:f, s:f, s:f}", "moment", name, "bits", (int)bits,
+                                          "encode_ns_per_value", result->encode, "decode_ns_per_value", result->decode,
+                                          "snr_db", result->ratio));
+}
+
+static enum app_status measure_all(const struct settings *settings, float *values, float *decoded, json_t *rows) {
+    if (!settings->json) {
+        printf("%s kernels, one thread, %lld values; nanoseconds a value, signal-to-noise ratio in dB\n", settings->isa,
+               (long long)settings->values);
+        printf("moment  bits     encode     decode      SNR\n");
+    }
+    for (stq_state which = STQ_FIRST_MOMENT; which <= STQ_SECOND_MOMENT; which++) {
+        fill_values(which, values, decoded, settings->values);
+        for (uint32_t bits = 2; bits <= 8; bits++) {
+            struct result result;
+            const enum app_status status = measure(settings, which, bits, values, decoded, &result);
+            if (status != APP_OK) {
+                return status;
+            }
+            print_row(settings, rows, which, bits, &result);
+        }
+    }
+    return APP_OK;
+}
+
+int command_bench_codec(int argc, char **argv) {
+    struct settings settings = {.values = 1 << 20, .repeats = 11};
+    argp_parse(&argp, argc, argv, 0, NULL, &settings);
+    const size_t bytes = (size_t)settings.values * sizeof(float);
+    float *values = bench_allocate(bytes, 1), *decoded = bench_allocate(bytes, 1);
+    json_t *rows = json_array();
+    enum app_status status = values && decoded && rows ? measure_all(&settings, values, decoded, rows)
+                                                       : app_fail(APP_FAILED, "There is no memory; lower --values.");
+    if (status == APP_OK && settings.json) {
+        json_t *object =
+            json_pack("{s:s, s:I, s:O}", "isa", settings.isa, "values", (json_int_t)settings.values, "codecs", rows);
+        json_dumpf(object, stdout, JSON_REAL_PRECISION(5) | JSON_INDENT(1));
+        printf("\n");
+        json_decref(object);
+    }
+    json_decref(rows);
+    bench_release(values, bytes);
+    bench_release(decoded, bytes);
+    return command_report("stquant bench codec", status);
+}

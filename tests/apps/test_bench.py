@@ -1,0 +1,70 @@
+"""`stquant bench`: its JSON, its choice of kernels, and bad input. How fast it is, is not tested."""
+import json
+import os
+import subprocess
+import sys
+
+COMMAND = os.environ["STQUANT_COMMAND"]
+failures = 0
+
+
+def report(name, passed, detail=""):
+    global failures
+    failures += not passed
+    print(f"{'ok' if passed else 'not ok'} - {name}{'' if passed else ': ' + str(detail)}", flush=True)
+
+
+def run(*arguments):
+    return subprocess.run([COMMAND, "bench", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kernels():
+    """The names that this machine can run."""
+    return [name for name in ("avx512", "avx2", "neon", "reference")
+            if run("codec", "--values", "128", "--repeats", "1", "--isa", name).returncode == 0]
+
+
+def check_step(name, *arguments, **expected):
+    result = run("step", "--repeats", "2", "--json", *arguments)
+    try:
+        found = json.loads(result.stdout)
+    except ValueError:
+        report(name, False, result.stderr or result.stdout)
+        return
+    wrong = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
+    speeds = [found[key] for key in ("ns_per_param", "float32_ns_per_param", "speedup", "gb_per_s", "copy_gb_per_s")]
+    near = abs(found["speedup"] / (found["float32_ns_per_param"] / found["ns_per_param"]) - 1) < 1e-3
+    report(name, not wrong and all(speed > 0 for speed in speeds) and near, wrong or found)
+
+
+def check_refusal(name, *arguments):
+    result = run(*arguments)
+    one_sentence = result.stderr.count("\n") == 1 and result.stderr.rstrip().endswith(".")
+    report(name, result.returncode == 2 and one_sentence and not result.stdout, result.stderr or result.returncode)
+
+
+def main():
+    check_step("step", "--params", "100000", "--threads", "1", params=100000, threads=1, m_bits=5, v_bits=5,
+               dtype="float32", norm="supplied")
+    check_step("step with many tensors", "--params", "70001", "--tensors", "333", "--bits", "3,8", "--threads", "2",
+               m_bits=3, v_bits=8, tensors=333)
+    check_step("step in bfloat16, own norm", "--params", "50000", "--dtype", "bfloat16", "--own-norm", dtype="bfloat16",
+               norm="own")
+    for name in kernels():
+        check_step(f"step with the {name} kernels", "--params", "20000", "--isa", name, "--dtype", "float16", isa=name)
+    codec = run("codec", "--values", "20000", "--repeats", "1", "--json")
+    rows = json.loads(codec.stdout)["codecs"] if codec.returncode == 0 else []
+    # About 6 dB a bit: rounding errors halve with every bit.
+    ratios = {(row["moment"], row["bits"]): row["snr_db"] for row in rows}
+    gains = [ratios[moment, bits + 1] - ratios[moment, bits] for moment in ("first", "second") for bits in range(2, 8)
+             if ratios]
+    report("codec", len(rows) == 14 and all(5 < gain < 8 for gain in gains), codec.stderr or gains)
+    check_refusal("unknown kernels are refused", "step", "--isa", "sse9")
+    check_refusal("unknown widths are refused", "step", "--bits", "1,4")
+    check_refusal("more tensors than parameters are refused", "step", "--params", "10", "--tensors", "11")
+    check_refusal("an unknown benchmark is refused", "nothing")
+    return failures != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
