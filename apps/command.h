@@ -18,6 +18,10 @@ int command_data(int argc, char **argv);
 int command_report_page(int argc, char **argv);
 int command_factors(int argc, char **argv);
 int command_bench(int argc, char **argv);
+int command_convert(int argc, char **argv);
+int command_inspect(int argc, char **argv);
+int command_eval(int argc, char **argv);
+int command_sample(int argc, char **argv);
 
 // Numbers in options. Text that is no number, or one outside the range, ends the process with status 2 and
 // a sentence that names the option. `option` is its long name without dashes.

@@ -16,6 +16,10 @@ static const struct {
     {"report", "a page about one or several runs, out of their logs", command_report_page},
     {"factors", "which factors tell most about the error of coded states", command_factors},
     {"bench", "how fast the library is on this machine", command_bench},
+    {"inspect", "what a checkpoint holds", command_inspect},
+    {"convert", "checkpoints with other widths, in other parts, for other programs", command_convert},
+    {"eval", "the loss of a checkpoint's model", command_eval},
+    {"sample", "text written by a checkpoint's model", command_sample},
 };
 
 enum { COUNT = sizeof(commands) / sizeof(commands[0]) };

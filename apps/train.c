@@ -8,6 +8,7 @@
 #include "train/matmul.h"
 #include "train/memory.h"
 #include "train/progress.h"
+#include "train/save.h"
 #include "training.h"
 
 // Seconds that a rank waits for the others in one operation: a rank that died is told about in time.
@@ -59,8 +60,7 @@ static void print_head(const struct training *training, const struct demand *dem
     fflush(stdout);
 }
 
-// What the log's first line and the summary tell of the run.
-static json_t *describe_run(const struct training *training) {
+json_t *training_describe(const struct training *training) {
     const struct train_options *options = training->options;
     const int adaptive = strcmp(options->optimizer, "stquant") == 0;
     json_t *run = json_object();
@@ -79,7 +79,7 @@ static json_t *describe_run(const struct training *training) {
 
 static enum app_status write_summary(const struct training *training, const struct loop_outcome *outcome,
                                      const stq_memory *memory) {
-    json_t *object = describe_run(training);
+    json_t *object = training_describe(training);
     char speed_key[32];
     double float32_bytes = 8.0 * (double)memory->parameters;
     snprintf(speed_key, sizeof(speed_key), "%s_per_s", training->data->unit);
@@ -130,18 +130,33 @@ static void print_table(const struct training *training, const struct loop_outco
     printf("whole process       %s at the peak\n", memory_text((int64_t)usage.ru_maxrss * 1024, process));
 }
 
+static struct save_source save_source(const struct training *training) {
+    return (struct save_source){.optimizer = training->optimizer.adamw,
+                                .parameters = &training->model->parameters,
+                                .application = training->application};
+}
+
+static const char *after_step(void *context, int64_t step) {
+    struct training *training = context;
+    struct save_source source = save_source(training);
+    return saving_step(training->saving, &source, step);
+}
+
 static enum app_status run_loop(struct training *training, struct loop_outcome *outcome) {
     const struct train_options *options = training->options;
-    json_t *run = describe_run(training);
+    json_t *run = training_describe(training);
     struct loop loop = {.settings = {.schedule = {.learning_rate = options->learning_rate,
                                                   .floor = options->floor,
                                                   .warmup = options->warmup,
                                                   .steps = options->steps},
+                                     .first_step = training->first_step,
                                      .accumulation = options->accumulation,
                                      .validate_every = options->validate_every,
                                      .sample_every = options->sample_every,
                                      .sample = training->sample,
-                                     .sample_context = training},
+                                     .sample_context = training,
+                                     .after_step = after_step,
+                                     .after_step_context = training},
                         .model = training->model,
                         .data = training->data,
                         .optimizer = &training->optimizer,
@@ -168,6 +183,22 @@ static enum app_status share_batch(struct training *training) {
                     (long long)batch, ranks, ranks);
 }
 
+static enum app_status open_outputs(struct training *training) {
+    const struct train_options *options = training->options;
+    const int first = training->ranks.rank == 0;
+    enum app_status status = APP_OK;
+    if (options->log && first) {
+        status = log_open(options->log, training->first_step, &training->log);
+    }
+    if (status == APP_OK && options->tensorboard && first) {
+        status = event_file_open(options->tensorboard, &training->events);
+    }
+    if (status == APP_OK && options->trace) {
+        status = trace_open(options->trace, &training->optimizer, &training->trace);
+    }
+    return status;
+}
+
 static enum app_status prepare(struct training *training) {
     const struct train_options *options = training->options;
     struct demand demand;
@@ -191,17 +222,20 @@ static enum app_status prepare(struct training *training) {
         status = optimizer_create(&training->optimizer, &training->optimizer_settings, &training->model->parameters,
                                   training->ranks.comm);
     }
-    if (status == APP_OK && options->log && training->ranks.rank == 0) {
-        status = log_open(options->log, &training->log);
-    }
-    if (status == APP_OK && options->tensorboard && training->ranks.rank == 0) {
-        status = event_file_open(options->tensorboard, &training->events);
-    }
-    if (status == APP_OK && options->trace) {
-        status = trace_open(options->trace, &training->optimizer, &training->trace);
-    }
     if (status == APP_OK) {
         print_head(training, &demand);
+    }
+    if (status == APP_OK && options->init && !options->resume) {
+        status = training_init(training);
+    }
+    if (status == APP_OK && options->resume) {
+        status = training_resume(training);
+    }
+    if (status == APP_OK) {
+        status = training_open_saving(training);
+    }
+    if (status == APP_OK) {
+        status = open_outputs(training);
     }
     return status;
 }
@@ -213,7 +247,10 @@ static enum app_status train(struct training *training, int *signal_number) {
         return status;
     }
     status = run_loop(training, &outcome);
+    enum app_status saved = APP_OK;
     if (status == APP_OK) {
+        struct save_source source = save_source(training);
+        saved = saving_finish(training->saving, &source, outcome.steps);
         stq_memory memory = optimizer_memory(&training->optimizer);
         if (outcome.signal) {
             printf("Stopped by a signal after step %lld of %lld.\n", (long long)outcome.steps,
@@ -224,6 +261,7 @@ static enum app_status train(struct training *training, int *signal_number) {
             status = write_summary(training, &outcome, &memory);
         }
     }
+    status = status == APP_OK ? saved : status;
     if (status == APP_OK && fflush(stdout) != 0) {
         status = app_fail(APP_FAILED, "Writing to standard output failed; is the disk full?");
     }
@@ -243,6 +281,8 @@ int training_run(struct training *training, const char *command) {
     status = status == APP_OK ? closed : status;
     closed = trace_close(training->trace);
     status = status == APP_OK ? closed : status;
+    saving_close(training->saving);
+    json_decref(training->application);
     optimizer_release(&training->optimizer);
     if (training->data) {
         training->data->operations->destroy(training->data);

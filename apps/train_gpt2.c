@@ -147,11 +147,12 @@ static const char *unit(const struct training *training) {
 static void describe_run(const struct training *training, json_t *run) {
     const struct gpt2_training *gpt2 = (const struct gpt2_training *)training;
     const struct gpt2_config *config = &gpt2->config;
-    json_t *fields = json_pack("{s:s, s:s, s:{s:I, s:I, s:I, s:I, s:I}, s:I}", "model", "gpt2", "preset",
-                               gpt2->options.model.preset->name, "shape", "layers", (json_int_t)config->layers, "width",
-                               (json_int_t)config->width, "heads", (json_int_t)config->heads, "context",
-                               (json_int_t)config->context, "vocabulary", (json_int_t)config->vocabulary,
-                               "sequence_length", (json_int_t)gpt2->options.sequence_length);
+    json_t *fields =
+        json_pack("{s:s, s:s, s:{s:I, s:I, s:I, s:I, s:I}, s:I, s:f}", "model", "gpt2", "preset",
+                  gpt2->options.model.preset->name, "shape", "layers", (json_int_t)config->layers, "width",
+                  (json_int_t)config->width, "heads", (json_int_t)config->heads, "context", (json_int_t)config->context,
+                  "vocabulary", (json_int_t)config->vocabulary, "sequence_length",
+                  (json_int_t)gpt2->options.sequence_length, "validation_share", gpt2->options.validation_share);
     json_object_update(run, fields);
     json_decref(fields);
 }

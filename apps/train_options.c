@@ -37,6 +37,11 @@ enum {
     TRACE,
     SUMMARY,
     TENSORBOARD,
+    CHECKPOINT,
+    SAVE_EVERY,
+    KEEP,
+    RESUME,
+    INIT,
 };
 
 static const struct argp_option option_list[] = {
@@ -90,6 +95,16 @@ static const struct argp_option option_list[] = {
      "Write at each decision the factors of every tensor and the errors of every width, for `stquant factors`",
      HELP_OUTPUT},
     {"summary", SUMMARY, "FILE", 0, "Write a JSON object about the whole run at its end", HELP_OUTPUT},
+    {"init", INIT, "PATH", 0,
+     "Begin with the parameters of a checkpoint or of a safetensors file, also one of Hugging Face's", HELP_TRAINING},
+    {"checkpoint", CHECKPOINT, "FOLDER", 0, "Save parameters, states and position there, and after the last step",
+     HELP_OUTPUT},
+    {"save-every", SAVE_EVERY, "N", 0, "Steps between checkpoints (0: only after the last step)", HELP_OUTPUT},
+    {"keep", KEEP, "N", 0, "Checkpoints to keep, the oldest go first (0: all)", HELP_OUTPUT},
+    {"resume", RESUME, "PATH", 0,
+     "Go on from the newest whole checkpoint in a --checkpoint folder, or from a single one; the other options are "
+     "those of the run",
+     HELP_OUTPUT},
     {0}};
 
 #define WHOLE(KEY, NAME, FIELD, MINIMUM, MAXIMUM) \
@@ -107,6 +122,8 @@ static const struct command_number numbers[] = {
     WHOLE(M_BITS, "m-bits", m_bits, 2, 8),
     WHOLE(V_BITS, "v-bits", v_bits, 2, 8),
     WHOLE(DECIDE_EVERY, "decide-every", decide_every, 1, 1e9),
+    WHOLE(SAVE_EVERY, "save-every", save_every, 0, 1e9),
+    WHOLE(KEEP, "keep", keep, 0, 1e9),
     WHOLE(SEED, "seed", seed, 0, 9e18),
     WHOLE(THREADS, "threads", threads, 1, 4096),
     REAL(LEARNING_RATE, "learning-rate", learning_rate, 0, 1e3),
@@ -170,6 +187,15 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         return 0;
     case SUMMARY:
         options->summary = argument;
+        return 0;
+    case CHECKPOINT:
+        options->checkpoint = argument;
+        return 0;
+    case INIT:
+        options->init = argument;
+        return 0;
+    case RESUME:
+        options->resume = argument;
         return 0;
     default:
         return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), options, key, argument, state)

@@ -31,6 +31,8 @@ struct train_options {
     int64_t seed;
     int64_t threads; // 0 = all
     const char *log, *summary, *tensorboard, *trace;
+    const char *checkpoint, *resume, *init; // null where not given
+    int64_t save_every, keep;               // 0: only after the last step; all
 };
 
 // Groups of the help text: models put their own options around those that all have in common.

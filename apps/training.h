@@ -28,6 +28,10 @@ struct training {
     struct log *log;
     struct event_file *events; // for TensorBoard, or null
     struct trace *trace;
+    struct saving *saving;
+    json_t *application; // what checkpoints tell of the run; with --checkpoint
+    int64_t first_step;  // steps done before, by --resume
+    int fell_back;       // --resume took an earlier checkpoint than the newest, which is damaged
     // Writes a sample, as loop_settings has it, with the training as context; or null.
     enum app_status (*sample)(void *training, int64_t step, char **text);
 };
@@ -51,6 +55,21 @@ struct training_kind {
     // Adds to what the log's first line and the summary tell of the run: model, preset, shape.
     void (*describe_run)(const struct training *training, json_t *run);
 };
+
+// What the log's first line and the summary tell of the run. To be released.
+json_t *training_describe(const struct training *training);
+
+// What a checkpoint tells of the run: the same and all that decides how it goes on. To be released.
+json_t *training_application(const struct training *training);
+
+// Reads the parameters of --init.
+enum app_status training_init(struct training *training);
+
+// Reads --resume into the model and the optimizer, and sets first_step and fell_back.
+enum app_status training_resume(struct training *training);
+
+// Opens --checkpoint, on rank 0 first.
+enum app_status training_open_saving(struct training *training);
 
 // Runs: model and optimizer are made, trained and reported on. Returns the command's exit status. The
 // caller releases what belongs to the kind.

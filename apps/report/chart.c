@@ -143,7 +143,9 @@ const char *chart_format(double value, enum chart_format format, char text[48]) 
         }
         snprintf(text, 48, "%.*f", value >= 100 ? 0 : value >= 10 ? 1 : 2, value);
         trim_zeros(text);
-        snprintf(text + strlen(text), 48 - strlen(text), value == 0 ? "" : " %s", units[unit]);
+        if (value != 0) {
+            snprintf(text + strlen(text), 48 - strlen(text), " %s", units[unit]);
+        }
         return text;
     case FORMAT_POWER:
         return format_power(value, text);

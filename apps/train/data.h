@@ -29,7 +29,7 @@ struct batch_source {
 struct text_source_settings {
     int64_t batch, length;      // B, T: of this rank
     int64_t rank, ranks;        // training batches are cut into one part a rank; 0 ranks count as 1
-    double validation_share;    // the last part of the text, in (0, 1)
+    double validation_share;    // the last part of the text, in (0, 1); 1 where nothing is trained
     int64_t validation_batches; // at most; windows of the validation text do not overlap
     uint64_t seed;
 };

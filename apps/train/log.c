@@ -15,17 +15,45 @@ struct log {
     char path[PATH_MAX];
 };
 
-enum app_status log_open(const char *path, struct log **result) {
+// True for a whole line about a step up to `last_step`.
+static int is_kept(const char *line, ssize_t length, int64_t last_step) {
+    json_t *object = line[length - 1] == '\n' ? json_loadb(line, (size_t)length, 0, NULL) : NULL;
+    const json_t *step = json_object_get(object, "step");
+    int kept = json_is_integer(step) && json_integer_value(step) <= last_step;
+    json_decref(object);
+    return kept;
+}
+
+// Cuts off what follows step `last_step`; errno says why it cannot.
+static int cut_after(struct log *log, int64_t last_step) {
+    char *line = NULL;
+    size_t room = 0;
+    FILE *file = last_step > 0 ? fopen(log->path, "r") : NULL;
+    for (ssize_t length; file && (length = getline(&line, &room, file)) > 0 && is_kept(line, length, last_step);) {
+        log->length += length;
+    }
+    free(line);
+    if (file) {
+        fclose(file);
+    }
+    return ftruncate(log->file, log->length) == 0 && lseek(log->file, log->length, SEEK_SET) >= 0;
+}
+
+enum app_status log_open(const char *path, int64_t first_step, struct log **result) {
     *result = NULL;
     struct log *log = calloc(1, sizeof(*log));
     if (!log) {
         return app_fail(APP_FAILED, "There is no memory for the log.");
     }
     snprintf(log->path, sizeof(log->path), "%s", path);
-    log->file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (log->file < 0) {
+    log->file = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (log->file < 0 || (!cut_after(log, first_step) && errno != EINVAL && errno != ESPIPE)) {
+        enum app_status status = app_fail(APP_FAILED, "Cannot write the log %s: %s.", path, strerror(errno));
+        if (log->file >= 0) {
+            close(log->file);
+        }
         free(log);
-        return app_fail(APP_FAILED, "Cannot write the log %s: %s.", path, strerror(errno));
+        return status;
     }
     *result = log;
     return APP_OK;

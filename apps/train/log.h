@@ -4,13 +4,15 @@
 #define STQUANT_TRAIN_LOG_H
 
 #include <jansson.h>
+#include <stdint.h>
 
 #include "train/failure.h"
 
 struct log; // null where no log was asked for: every function then does nothing
 
-// Creates or empties the file. On failure *log is null.
-enum app_status log_open(const char *path, struct log **log);
+// Creates or empties the file. A run that goes on after `first_step` keeps the lines up to that step. On failure *log
+// is null.
+enum app_status log_open(const char *path, int64_t first_step, struct log **log);
 
 // Writes `object` (whose reference is taken over, also on failure) and a newline. A full disk or any other
 // failure of the file is APP_FAILED, with a sentence.

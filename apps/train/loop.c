@@ -103,25 +103,26 @@ static enum app_status train_step(struct run *run, struct step *step) {
     return status == APP_OK ? agree(run, step) : status;
 }
 
-static enum app_status validate(const struct loop *loop, struct step *step) {
+enum app_status loop_validate(struct model *model, struct batch_source *data, const struct ranks *ranks, double *loss,
+                              double *top1) {
     double sum = 0;
     int64_t examples = 0, correct = 0;
-    for (int64_t index = loop->ranks->rank; index < loop->data->validation_batches; index += loop->ranks->count) {
+    for (int64_t index = ranks->rank; index < data->validation_batches; index += ranks->count) {
         struct batch batch;
         double batch_loss = 0;
-        loop->data->operations->validation(loop->data, index, &batch);
-        enum app_status status = loop->model->operations->evaluate(loop->model, &batch, &batch_loss);
+        data->operations->validation(data, index, &batch);
+        enum app_status status = model->operations->evaluate(model, &batch, &batch_loss);
         if (status != APP_OK) {
             return status;
         }
         sum += batch_loss * (double)batch.examples;
         examples += batch.examples;
-        correct += loop->model->correct;
+        correct += model->correct;
     }
     double numbers[] = {sum, (double)examples, (double)correct};
-    enum app_status status = ranks_sum(loop->ranks, numbers, 3, "validation losses");
-    step->validation_loss = numbers[0] / numbers[1];
-    step->validation_top1 = loop->model->correct < 0 ? NAN : numbers[2] / numbers[1];
+    enum app_status status = ranks_sum(ranks, numbers, 3, "validation losses");
+    *loss = numbers[0] / numbers[1];
+    *top1 = model->correct < 0 ? NAN : numbers[2] / numbers[1];
     return status;
 }
 
@@ -235,7 +236,8 @@ static enum app_status run_step(struct run *run, struct step *step) {
     run->step_seconds[run->recorded] = (float)step->seconds;
     run->optimizer_seconds[run->recorded++] = (float)step->optimizer_seconds;
     if (!run->stop && is_due(settings->validate_every, step->number, settings->schedule.steps)) {
-        status = validate(run->loop, step);
+        status = loop_validate(run->loop->model, run->loop->data, run->loop->ranks, &step->validation_loss,
+                               &step->validation_top1);
     }
     if (status == APP_OK && !run->stop && settings->sample &&
         is_due(settings->sample_every, step->number, settings->schedule.steps)) {
@@ -250,6 +252,13 @@ static enum app_status run_step(struct run *run, struct step *step) {
     if (status == APP_OK) {
         show_step(run, step);
         status = check_finite(run, step);
+    }
+    const char *warning = status == APP_OK && settings->after_step
+                              ? settings->after_step(settings->after_step_context, step->number)
+                              : NULL;
+    if (warning) {
+        progress_clear(&run->progress);
+        fprintf(stderr, "warning: %s\n", warning);
     }
     return status;
 }

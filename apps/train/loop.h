@@ -23,6 +23,9 @@ struct loop_settings {
     // Writes a sample into *text, which the loop frees; null for none.
     enum app_status (*sample)(void *context, int64_t step, char **text);
     void *sample_context;
+    // Is told of every step that is complete; returns a warning to be printed, or null. Null for nobody.
+    const char *(*after_step)(void *context, int64_t step);
+    void *after_step_context;
 };
 
 struct loop {
@@ -50,6 +53,10 @@ struct loop_outcome {
     double seconds;         // of the whole run
     char *sample;           // the last one, or null; the caller frees it
 };
+
+// The mean loss over the whole validation set, shared out over the ranks; *top1 is NaN where there are no classes.
+enum app_status loop_validate(struct model *model, struct batch_source *data, const struct ranks *ranks, double *loss,
+                              double *top1);
 
 // Runs. SIGINT and SIGTERM end it after the current step, which is an outcome and not a failure. The
 // outcome is valid on failure as well, for the steps that were made.

@@ -79,7 +79,8 @@ static const struct batch_source_operations operations = {
 static enum app_status check_length(const struct text_source *source) {
     const char *unit = source->sequence.token_bytes == 1 ? "byte" : "token";
     const int64_t needed = source->settings.length + 1;
-    if (source->training_count >= needed && source->validation_count >= needed) {
+    const int no_training = source->settings.validation_share >= 1;
+    if ((source->training_count >= needed || no_training) && source->validation_count >= needed) {
         return APP_OK;
     }
     return app_fail(APP_FAILED,

@@ -214,9 +214,10 @@ STQ_API stq_status stq_checkpoint_verify(const stq_checkpoint *checkpoint);
 STQ_API stq_status stq_checkpoint_digest(const stq_checkpoint *checkpoint, uint64_t *digest);
 
 /**
- * Signal and expected rounding noise of one saved state: sums of squares over its values, the noise from the width of
- * each value's cell (w^2 / 12 for nearest rounding, w^2 / 6 for stochastic rounding). 10 log10(signal / noise) is its
- * signal-to-noise ratio in dB; noise 0 for float32 states.
+ * Signal and expected noise of one rounding of a saved state, m or the root of v: sums of squares over the values, the
+ * noise from the width w of each value's cell (w^2 / 12 for nearest rounding, w^2 / 6 for stochastic rounding).
+ * 10 log10(signal / noise) is the signal-to-noise ratio in dB; both are 0 for a
+ * shared second moment, the noise for float32 states.
  */
 STQ_API stq_status stq_checkpoint_noise(const stq_checkpoint *checkpoint, size_t tensor, stq_state state,
                                         double *signal, double *noise);

@@ -10,6 +10,7 @@
 #include "checkpoint/json.h"
 #include "checkpoint/safetensors.h"
 #include "common/error.h"
+#include "quant/shared.h"
 
 static const int64_t most_elements = INT64_C(1) << 38;
 
@@ -221,7 +222,8 @@ static stq_status parse_record(const json_t *object, const char *what, stq_tenso
     STQ_CHECK(parse_zone(object, what, &record->zone));
     STQ_CHECK(stq_json_real(object, "last_log_n", what, &record->last_log_n));
     for (int state = 0; state < 2; state++)
-        if (record->bits[state] != 0 && stq_plane_count(record->bits[state]) == 0)
+        if (record->bits[state] != 0 && stq_plane_count(record->bits[state]) == 0 &&
+            !(state == STQ_SECOND_MOMENT && stq_is_shared(record->bits[state])))
             return stq_error(STQ_CORRUPT, "%s: there is no width of %u bits.", what, record->bits[state]);
     if ((record->bits[0] == 0) != (record->bits[1] == 0))
         return stq_error(STQ_CORRUPT, "%s: one moment has a width, the other has none.", what);

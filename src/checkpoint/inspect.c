@@ -48,7 +48,7 @@ stq_status stq_checkpoint_tensor_info(const stq_checkpoint *c, size_t index, stq
     tensor->tensor.count = tensor->tensor.rows * tensor->tensor.cols;
     for (size_t i = c->tensor_slices.start[index]; i < c->tensor_slices.start[index + 1]; i++)
         for (int state = 0; state < 2; state++)
-            for (int part = 0; part <= STQ_PART_VALUES; part++) {
+            for (int part = 0; part <= STQ_PART_SHARED; part++) {
                 const stq_entry *entry =
                     stq_state_slice_entry(c, &c->tensor_slices.list[i], (stq_state)state, (stq_part)part);
                 tensor->bytes[state] += entry ? entry->bytes : 0;
@@ -141,7 +141,7 @@ static stq_status digest_state(const stq_checkpoint *c, stq_checksum_state *sum,
     stq_checksum_add(sum, saved->record.bits, sizeof saved->record.bits);
     stq_checksum_add(sum, &saved->record.missed, sizeof saved->record.missed);
     for (int state = 0; state < 2; state++)
-        for (int part = 0; part <= STQ_PART_VALUES; part++)
+        for (int part = 0; part <= STQ_PART_SHARED; part++)
             for (size_t i = c->tensor_slices.start[index]; i < c->tensor_slices.start[index + 1]; i++) {
                 const stq_slice *slice = &c->tensor_slices.list[i];
                 const stq_entry *entry = stq_state_slice_entry(c, slice, (stq_state)state, (stq_part)part);

@@ -8,6 +8,7 @@
 #include "common/error.h"
 #include "optim/optimizer.h"
 #include "quant/convert.h"
+#include "quant/shared.h"
 
 /* ---- Arrays ---- */
 
@@ -169,6 +170,13 @@ stq_status stq_read_slice_planes(const stq_checkpoint *c, const stq_slice *slice
             status = widen_values(planes, type, slice->count);
         return status;
     }
+    if (stq_is_shared(planes->bits)) {
+        const stq_tensor *tensor = &stq_slice_tensor(c, slice)->tensor;
+        uint8_t *allocation;
+        status = read_plane(c, slice, state, STQ_PART_SHARED, &allocation);
+        *planes = stq_shared_planes(allocation, planes->bits, tensor->rows, tensor->cols);
+        return status;
+    }
     for (uint32_t k = 0; status == STQ_OK && k < stq_plane_count(planes->bits); k++)
         status = read_plane(c, slice, state, (stq_part)k, k == 0 ? &planes->base : &planes->bit[k - 1]);
     if (status == STQ_OK && planes->bits != 0) {
@@ -181,7 +189,7 @@ stq_status stq_read_slice_planes(const stq_checkpoint *c, const stq_slice *slice
 
 void stq_release_planes(stq_planes *planes) {
     free(planes->base);
-    for (int k = 0; k < 4; k++)
+    for (int k = 0; k < 4 && !stq_is_shared(planes->bits); k++)
         free(planes->bit[k]);
     free(planes->scales);
     *planes = (stq_planes){0};
@@ -229,7 +237,12 @@ static stq_status match_tensors(const stq_checkpoint *c, const stq_adamw *optimi
         const stq_tensor *tensor = &optimizer->tensors[i];
         const json_t *index = json_object_get(names, tensor->name);
         matches[i] = index ? &document->tensors[json_integer_value(index)] : NULL;
-        if (matches[i] == NULL || matches[i]->tensor.rows * matches[i]->tensor.cols != tensor->rows * tensor->cols)
+        /* A shared second moment belongs to rows or columns; nothing else cares for more than the number of elements.
+         */
+        bool same_shape =
+            matches[i] && matches[i]->tensor.rows == tensor->rows && matches[i]->tensor.cols == tensor->cols;
+        if (matches[i] == NULL || matches[i]->tensor.rows * matches[i]->tensor.cols != tensor->rows * tensor->cols ||
+            (stq_is_shared(matches[i]->record.bits[STQ_SECOND_MOMENT]) && !same_shape))
             status = stq_error(STQ_INVALID_ARGUMENT, "%s has no state of '%s' with %" PRId64 " elements.", c->path,
                                tensor->name, tensor->rows * tensor->cols);
     }
@@ -308,6 +321,14 @@ stq_status stq_checkpoint_load_optimizer(const stq_checkpoint *c, stq_adamw *opt
     return status;
 }
 
+static void decode_shared(float *values, const stq_planes *planes, const stq_saved_tensor *saved) {
+    enum { RUN = 1 << 20 };
+    const stq_tensor *tensor = &saved->tensor;
+    for (int64_t at = 0; at < tensor->count; at += RUN)
+        stq_shared_values(values + at, planes, tensor->cols, tensor->first + at,
+                          (int)(tensor->count - at < RUN ? tensor->count - at : RUN));
+}
+
 stq_status stq_checkpoint_read_state(const stq_checkpoint *c, size_t index, stq_state state, float *values) {
     const stq_document *document = &c->files[0].document;
     if (index >= document->tensor_count || (state != STQ_FIRST_MOMENT && state != STQ_SECOND_MOMENT))
@@ -317,7 +338,9 @@ stq_status stq_checkpoint_read_state(const stq_checkpoint *c, size_t index, stq_
         const stq_slice *slice = &c->tensor_slices.list[i];
         stq_planes planes;
         stq_status status = stq_read_slice_planes(c, slice, state, &planes);
-        if (status == STQ_OK)
+        if (status == STQ_OK && stq_is_shared(planes.bits))
+            decode_shared(values + slice->first, &planes, stq_slice_tensor(c, slice));
+        else if (status == STQ_OK)
             status = stq_decode(values + slice->first, &planes, state, slice->count);
         stq_release_planes(&planes);
         STQ_CHECK(status);

@@ -1,7 +1,10 @@
 /* noise.c - the rounding noise to be expected of a saved state, from the widths of its codes' cells. */
+#include <math.h>
+
 #include "checkpoint/load.h"
 #include "common/error.h"
 #include "quant/codec.h"
+#include "quant/shared.h"
 
 typedef struct power {
     double signal;
@@ -21,23 +24,26 @@ static void add_first(power *sum, const stq_planes *planes, int64_t i) {
     sum->noise += width * width / 12.0;
 }
 
-/* Stochastic rounding between nodes a distance w apart: w^2 / 6 on average. A node has a cell on either side. */
+/* Of the root of v, by which updates are divided. Stochastic rounding between nodes a distance w apart: w^2 / 6 on
+ * average. A node has a cell on either side. */
 static void add_second(power *sum, const stq_planes *planes, int64_t i) {
     stq_lattice lattice = stq_v_lattice(planes->scales[i / STQ_BLOCK], planes->bits);
     uint32_t code = stq_code_get(planes, i);
-    double value = (double)stq_v_decode(code, &lattice);
-    double below = code > 0 ? (double)stq_v_decode(code - 1, &lattice) : value;
-    double above = code < lattice.last ? (double)stq_v_decode(code + 1, &lattice) : value;
+    double value = sqrt((double)stq_v_decode(code, &lattice));
+    double below = code > 0 ? sqrt((double)stq_v_decode(code - 1, &lattice)) : value;
+    double above = code < lattice.last ? sqrt((double)stq_v_decode(code + 1, &lattice)) : value;
     double left = value - below, right = above - value;
     sum->signal += value * value;
     sum->noise += (left * left + right * right) / 12.0;
 }
 
 static void add_planes(power *sum, const stq_planes *planes, stq_state state, int64_t count) {
+    if (stq_is_shared(planes->bits))
+        return;
     for (int64_t i = 0; i < count; i++) {
         if (planes->bits == STQ_BITS_FLOAT32) {
             double value = (double)((const float *)(const void *)planes->base)[i];
-            sum->signal += value * value;
+            sum->signal += state == STQ_FIRST_MOMENT ? value * value : value;
         } else if (planes->bits != 0 && planes->scales[i / STQ_BLOCK] != 0) {
             if (state == STQ_FIRST_MOMENT)
                 add_first(sum, planes, i);

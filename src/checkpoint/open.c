@@ -13,6 +13,7 @@
 #include "checkpoint/publish.h"
 #include "checkpoint/reader.h"
 #include "common/error.h"
+#include "quant/shared.h"
 
 static stq_status no_memory(const char *path) {
     return stq_error(STQ_OUT_OF_MEMORY, "No memory to open the checkpoint %s.", path);
@@ -50,6 +51,8 @@ const stq_entry *stq_state_slice_entry(const stq_checkpoint *c, const stq_slice 
                                        stq_part part) {
     char name[STQ_ENTRY_NAME];
     const stq_tensor *tensor = &stq_slice_tensor(c, slice)->tensor;
+    if (stq_part_name(state, part) == NULL)
+        return NULL;
     if (!stq_state_entry_name(tensor, stq_part_name(state, part), name, sizeof name))
         return NULL;
     const stq_entry *entry = find_in_file(c, name, slice->file);
@@ -273,6 +276,12 @@ static stq_status check_state(const stq_checkpoint *c, const stq_slice *slice, s
             entry->bytes != (uint64_t)slice->count * stq_dtype_size(type))
             return slice_error(c, slice, saved->tensor.name, stq_part_name(state, STQ_PART_VALUES));
         return STQ_OK;
+    }
+    if (stq_is_shared(bits)) {
+        uint64_t bytes = (uint64_t)stq_shared_bytes(bits, saved->tensor.rows, saved->tensor.cols);
+        return entry_is(stq_state_slice_entry(c, slice, state, STQ_PART_SHARED), "F32", bytes)
+                   ? STQ_OK
+                   : slice_error(c, slice, saved->tensor.name, stq_part_name(state, STQ_PART_SHARED));
     }
     for (uint32_t k = 0; k < stq_plane_count(bits); k++)
         if (!entry_is(stq_state_slice_entry(c, slice, state, (stq_part)k), "U8",

@@ -325,7 +325,7 @@ void stq_prune(const stq_publication *p, uint32_t keep) {
     size_t count;
     leftovers given_up = {.folder = p->folder, .run = p->run, .step = p->step};
     visit_names(p->folder, p->path, remove_leftover, &given_up);
-    if (keep == 0 || stq_list_steps(p->folder, p->path, INT64_MAX, &steps, &count) != STQ_OK)
+    if (keep == 0 || stq_list_steps(p->folder, p->path, p->step + 1, &steps, &count) != STQ_OK)
         return;
     for (size_t i = keep; i < count; i++) {
         char name[STQ_STEP_NAME], old[STQ_STEP_NAME];

@@ -29,8 +29,8 @@ typedef struct stq_publication {
 /* Publishes if all parts are complete. *published: it is visible now, by whomever. */
 stq_status stq_publish(const stq_publication *publication, bool *published);
 
-/* After a publication: removes the oldest published checkpoints beyond `keep` (0 = keep all), and what this run gave up
- * before (a part could not be written). What cannot be removed stays. */
+/* After a publication: removes the oldest published checkpoints beyond `keep` (0 = keep all) of those up to this step,
+ * and what this run gave up before (a part could not be written). What cannot be removed stays. */
 void stq_prune(const stq_publication *publication, uint32_t keep);
 
 /* Removes what interrupted saves of other runs than `run` left in the folder. */

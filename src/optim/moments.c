@@ -243,14 +243,42 @@ static stq_status check_source(const stq_adamw *o, size_t index, const stq_plane
     return STQ_OK;
 }
 
-/* The whole of a shared second moment: `source` holds means, gradient factor and probes. */
-static stq_status write_shared(stq_adamw *o, size_t index, const stq_planes *source, int64_t first, int64_t count) {
+/* Shared planes in host memory, filled from planes of another kind; the caller frees planes->base. */
+static stq_status share_planes(const stq_tensor *tensor, const stq_planes *source, stq_planes *planes) {
+    int64_t count = tensor->rows * tensor->cols;
+    size_t means = (size_t)stq_shared_count(planes->bits, tensor->rows, tensor->cols);
+    void *allocation = malloc((size_t)stq_shared_bytes(planes->bits, tensor->rows, tensor->cols));
+    int64_t *sums = calloc(means, sizeof *sums);
+    float *values = malloc((size_t)count * sizeof *values);
+    stq_status status = STQ_OK;
+    if (!allocation || !sums || !values)
+        status = stq_error(STQ_OUT_OF_MEMORY, "No memory to share the second moment of '%s'.", tensor->name);
+    if (status == STQ_OK && stq_is_shared(source->bits))
+        for (int64_t at = 0; at < count; at += CHUNK)
+            stq_shared_values(values + at, source, tensor->cols, at, (int)(count - at < CHUNK ? count - at : CHUNK));
+    else if (status == STQ_OK)
+        status = stq_decode(values, source, STQ_SECOND_MOMENT, count);
+    for (int64_t i = 0; status == STQ_OK && i < count; i++)
+        if (!isfinite(values[i]) || values[i] < 0)
+            status = stq_error(STQ_CORRUPT, "Tensor '%s': element %lld of the second moment is %g.", tensor->name,
+                               (long long)i, (double)values[i]);
+    if (status == STQ_OK) {
+        stq_item item = {.count = count, .rows = tensor->rows, .cols = tensor->cols};
+        item.v_in = (stq_planes){.base = (uint8_t *)values, .bits = STQ_BITS_FLOAT32};
+        *planes = stq_shared_planes(allocation, planes->bits, tensor->rows, tensor->cols);
+        stq_shared_begin(planes, &item, sums);
+        allocation = NULL;
+    }
+    free(allocation);
+    free(sums);
+    free(values);
+    return status;
+}
+
+/* Means, gradient factor and probes go over as they are. */
+static stq_status copy_shared(stq_adamw *o, size_t index, const stq_planes *source) {
     const stq_tensor *tensor = &o->tensors[index];
     const stq_planes *planes = planes_of(o, index, STQ_SECOND_MOMENT);
-    if (source->bits != planes->bits || first != 0 || count != tensor->rows * tensor->cols)
-        return stq_error(STQ_UNSUPPORTED,
-                         "Tensor '%s': a shared second moment can only be written whole, from one shared the same way.",
-                         tensor->name);
     int64_t state_bytes = stq_shared_bytes(planes->bits, tensor->rows, tensor->cols);
     int64_t factor = stq_shared_count(planes->bits, tensor->rows, tensor->cols);
     for (int64_t k = 0; k < state_bytes / (int64_t)sizeof(float); k++) {
@@ -261,6 +289,21 @@ static stq_status write_shared(stq_adamw *o, size_t index, const stq_planes *sou
                              (long long)k, (double)value);
     }
     return o->backend->write(o->backend_context, planes->base, source->base, (uint64_t)state_bytes);
+}
+
+/* The whole of a shared second moment. */
+static stq_status write_shared(stq_adamw *o, size_t index, const stq_planes *source, int64_t first, int64_t count) {
+    const stq_tensor *tensor = &o->tensors[index];
+    stq_planes planes = {.bits = planes_of(o, index, STQ_SECOND_MOMENT)->bits};
+    if (first != 0 || count != tensor->rows * tensor->cols)
+        return stq_error(STQ_UNSUPPORTED, "Tensor '%s': a shared second moment can only be written whole.",
+                         tensor->name);
+    if (source->bits == planes.bits)
+        return copy_shared(o, index, source);
+    STQ_CHECK(share_planes(tensor, source, &planes));
+    stq_status status = copy_shared(o, index, &planes);
+    free(planes.base);
+    return status;
 }
 
 stq_status stq_adamw_write_state(stq_adamw *o, size_t index, stq_state state, const stq_planes *source, int64_t first,

@@ -132,7 +132,17 @@ static stq_status check_records(const stq_adamw *o, const stq_adamw_record *reco
 
 /* ---- Widths that this optimizer can hold ---- */
 
-static bool width_is_held(const stq_adamw *o, size_t i, int state, uint32_t bits) {
+/* Second moments are shared on whole tensors only, and the same on every rank: not where a tensor is cut. */
+static bool may_share(const stq_adamw *o) {
+    if (o->policy.config.shared_v != STQ_SHARED_AUTO)
+        return false;
+    for (size_t i = 0; i < o->tensor_count; i++)
+        if (o->tensors[i].count != o->decided[i].count)
+            return false;
+    return true;
+}
+
+static bool width_is_held(const stq_adamw *o, bool share, size_t i, int state, uint32_t bits) {
     const stq_policy_config *policy = &o->policy.config;
     uint32_t given = o->decided[i].given[state];
     if (o->exempt[i])
@@ -142,7 +152,7 @@ static bool width_is_held(const stq_adamw *o, size_t i, int state, uint32_t bits
     if (policy->kind == STQ_POLICY_FIXED)
         return bits == (state == STQ_FIRST_MOMENT ? policy->fixed_m_bits : policy->fixed_v_bits);
     if (stq_is_shared(bits))
-        return policy->shared_v == STQ_SHARED_AUTO;
+        return share;
     return bits >= policy->lowest_bits && bits <= policy->highest_bits;
 }
 
@@ -153,10 +163,11 @@ static uint32_t kept_width(const stq_tensor_record *tensor, int state) {
 
 static bool fits(const stq_adamw *o, const stq_tensor_record *tensors) {
     uint64_t bytes = o->policy.fixed_bytes;
+    bool share = may_share(o);
     for (size_t i = 0; i < o->tensor_count; i++)
         for (int state = 0; state < 2; state++) {
             uint32_t bits = kept_width(&tensors[i], state);
-            if (!width_is_held(o, i, state, bits))
+            if (!width_is_held(o, share, i, state, bits))
                 return false;
             bytes += stq_policy_state_bytes(&o->decided[i], bits, o->policy.granularity);
         }
@@ -197,16 +208,28 @@ static uint8_t clamp_width(const stq_policy_config *config, uint32_t bits) {
     return (uint8_t)(bits > config->highest_bits ? config->highest_bits : bits);
 }
 
-/* The policy's view for a decision outside a run: from the recorded widths where all of them are coded, else free. */
+/* Widths from which the policy can go on; a state that was float32, or shared where that is not allowed, has none. */
+static bool is_point_of_departure(const stq_adamw *o, bool share, size_t i, const stq_tensor_record *tensor) {
+    uint32_t v_bits = kept_width(tensor, STQ_SECOND_MOMENT);
+    return o->exempt[i] ||
+           (is_coded(kept_width(tensor, STQ_FIRST_MOMENT)) &&
+            (is_coded(v_bits) || (stq_is_shared(v_bits) && width_is_held(o, share, i, STQ_SECOND_MOMENT, v_bits))));
+}
+
+/* The policy's view for a decision outside a run: from the recorded widths where all of them allow it, else free. */
 static void view_tensors(const stq_adamw *o, const stq_tensor_record *tensors, stq_policy_tensor *views) {
-    bool coded = true;
+    bool coded = true, share = may_share(o);
     for (size_t i = 0; i < o->tensor_count; i++)
-        coded =
-            coded && (o->exempt[i] || (is_coded(kept_width(&tensors[i], 0)) && is_coded(kept_width(&tensors[i], 1))));
+        coded = coded && is_point_of_departure(o, share, i, &tensors[i]);
     for (size_t i = 0; i < o->tensor_count; i++) {
         views[i] = restored_tensor(o, i, &tensors[i]);
         for (int state = 0; state < 2; state++) {
-            uint8_t bits = coded ? clamp_width(&o->policy.config, kept_width(&tensors[i], state)) : 0;
+            uint32_t kept = kept_width(&tensors[i], state);
+            uint8_t bits = coded ? clamp_width(&o->policy.config, kept) : 0;
+            if (coded && stq_is_shared(kept)) {
+                bits = (uint8_t)kept;
+                views[i].ratio[kept == STQ_BITS_SHARED_COL] = 1; /* it was worth it */
+            }
             views[i].bits[state] = views[i].target[state] = bits;
         }
         if (!(views[i].factors.n > 0))

@@ -31,9 +31,19 @@ typedef struct model {
     stq_adamw *optimizer;
 } model;
 
-static inline stq_adamw_config model_config(stq_policy_kind kind, double bits) {
+/* The policies, and one that shares second moments. */
+typedef enum model_mode {
+    MODE_FLOAT32 = STQ_POLICY_FLOAT32,
+    MODE_FIXED = STQ_POLICY_FIXED,
+    MODE_ZONES = STQ_POLICY_ZONES,
+    MODE_RATE_DISTORTION = STQ_POLICY_RATE_DISTORTION,
+    MODE_SHARED
+} model_mode;
+
+static inline stq_adamw_config model_config(int mode, double bits) {
     stq_adamw_config config = stq_adamw_defaults();
-    config.policy.kind = kind;
+    config.policy.kind = mode == MODE_SHARED ? STQ_POLICY_ZONES : (stq_policy_kind)mode;
+    config.policy.shared_v = mode == MODE_SHARED ? STQ_SHARED_AUTO : STQ_SHARED_OFF;
     config.policy.state_bits = bits;
     config.policy.decide_every = 7;
     config.policy.planned_steps = 60;

@@ -5,8 +5,7 @@
 
 enum { STEPS = 37, MORE = 16 };
 
-static const stq_policy_kind kinds[] = {STQ_POLICY_FLOAT32, STQ_POLICY_FIXED, STQ_POLICY_ZONES,
-                                        STQ_POLICY_RATE_DISTORTION};
+static const int kinds[] = {MODE_FLOAT32, MODE_FIXED, MODE_ZONES, MODE_RATE_DISTORTION, MODE_SHARED};
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
 /* load(save(run(n))) then run(k) == run(n + k), in every mode and from every step of the beginning. */
@@ -15,7 +14,7 @@ static void test_resume_is_exact(void **state) {
     const int steps[] = {0, 1, 9, 13, STEPS};
     for (size_t kind = 0; kind < KINDS; kind++)
         for (size_t s = 0; s < sizeof steps / sizeof *steps; s++) {
-            stq_adamw_config config = model_config(kinds[kind], 5.0);
+            stq_adamw_config config = model_config(kinds[kind], kinds[kind] == MODE_SHARED ? 3.5 : 5.0);
             char folder[64];
             make_folder(folder);
             model whole, resumed;
@@ -48,17 +47,30 @@ static void test_resume_is_exact(void **state) {
         }
 }
 
+static int shared_count(const model *m) {
+    int count = 0;
+    for (size_t i = 0; i < MODEL_TENSORS; i++) {
+        stq_tensor_info info;
+        assert_ok(stq_adamw_tensor(m->optimizer, i, &info));
+        count += info.v_bits == STQ_BITS_SHARED_ROW || info.v_bits == STQ_BITS_SHARED_COL;
+    }
+    return count;
+}
+
 /* A checkpoint of every mode resumes in every other one, under its cap, near the values that were saved. */
 static void test_resume_in_another_mode(void **state) {
     (void)state;
     for (size_t from = 0; from < KINDS; from++)
         for (size_t to = 0; to < KINDS; to++) {
-            stq_adamw_config first = model_config(kinds[from], 6.5), second = model_config(kinds[to], 5.0);
+            bool shared = kinds[from] == MODE_SHARED;
+            stq_adamw_config first = model_config(kinds[from], shared ? 3.5 : 6.5),
+                             second = model_config(kinds[to], 5.0);
             char folder[64];
             make_folder(folder);
             model saved, resumed;
             model_open(&saved, &first);
             model_run(&saved, 0, STEPS);
+            assert_int_equal(shared_count(&saved) > 0, shared);
             stq_saver *saver = open_saver(folder, 0);
             assert_ok(model_save(&saved, saver, STEPS));
             stq_saver_close(saver);
@@ -66,7 +78,7 @@ static void test_resume_in_another_mode(void **state) {
             bool changed;
             assert_ok(model_load(&resumed, folder, &changed));
             assert_int_equal(stq_adamw_step_count(resumed.optimizer), STEPS);
-            if (kinds[to] == STQ_POLICY_FLOAT32)
+            if (kinds[to] == MODE_FLOAT32)
                 for (int i = 0; i < MODEL_TENSORS; i++)
                     for (int which = 0; which < 2; which++) {
                         int64_t count = saved.tensors[i].count;
@@ -487,10 +499,10 @@ static void test_description(void **state) {
             assert_memory_equal(values, direct, (size_t)tensor.tensor.count * sizeof *values);
             double sum = 0;
             for (int64_t k = 0; k < tensor.tensor.count; k++)
-                sum += (double)values[k] * values[k];
+                sum += which == 0 ? (double)values[k] * values[k] : (double)values[k];
             assert_true(fabs(signal - sum) <= 1e-9 * sum);
             uint32_t bits = tensor.record.bits[which];
-            assert_true(bits == 32 ? noise == 0 : noise > 0 && noise < sum);
+            assert_true(bits == 32 ? noise == 0 : noise > 0 && noise < 2 * sum);
             /* docs/codec.md's compander: 8.7, 14.3, 20.1, 26.1, 32.1 dB at 2 to 6 bits for Gaussian moments, 6 dB a
              * bit. */
             if (which == 0 && bits >= 3 && bits <= 8)

@@ -244,6 +244,57 @@ static void test_import_float32(void **state) {
     close_model(&to);
 }
 
+/* float32 and coded moments, taken over where the second one is shared by the caller's wish: the means of rows or
+ * columns arrive, from codes as from float32 values, and the run goes on. */
+static void test_import_shared(void **state) {
+    (void)state;
+    const uint32_t shared[] = {STQ_BITS_SHARED_ROW, STQ_BITS_SHARED_COL};
+    for (int which = 0; which < 2; which++) {
+        stq_adamw_config plain = configuration(which ? STQ_POLICY_FLOAT32 : STQ_POLICY_ZONES, 6.0);
+        model from, to;
+        open_model(&from, &plain);
+        run_steps(&from, 0, STEPS);
+        describe(to.tensors);
+        to.tensors[1].m_bits = 4;
+        to.tensors[1].v_bits = shared[which];
+        stq_adamw_config config = configuration(STQ_POLICY_ZONES, 6.0);
+        assert_int_equal(stq_adamw_create(&to.optimizer, &config, to.tensors, TENSORS), STQ_OK);
+        stq_adamw_record record;
+        stq_tensor_record tensors[TENSORS];
+        assert_int_equal(stq_adamw_save_records(from.optimizer, &record, tensors, TENSORS), STQ_OK);
+        assert_int_equal(stq_adamw_fit(to.optimizer, &record, tensors, TENSORS, NULL), STQ_OK);
+        assert_int_equal(tensors[1].bits[STQ_SECOND_MOMENT], shared[which]);
+        record.peak_bytes = 0;
+        assert_int_equal(stq_adamw_restore(to.optimizer, &record, tensors, TENSORS), STQ_OK);
+        for (size_t i = 0; i < TENSORS; i++)
+            for (int k = 0; k < 2; k++) {
+                float *values = read_whole(&from, i, (stq_state)k);
+                stq_planes source = {.base = (uint8_t *)values, .bits = 32};
+                assert_int_equal(
+                    stq_adamw_write_state(to.optimizer, i, (stq_state)k, &source, 0, from.tensors[i].count), STQ_OK);
+                if (i == 1 && k == 1) {
+                    float *means = read_whole(&to, i, STQ_SECOND_MOMENT);
+                    int64_t rows = from.tensors[i].rows, cols = from.tensors[i].cols;
+                    for (int64_t line = 0; line < (which ? cols : rows); line++) {
+                        double sum = 0;
+                        for (int64_t e = 0; e < (which ? rows : cols); e++)
+                            sum += (double)values[which ? e * cols + line : line * cols + e];
+                        double mean = sum / (double)(which ? rows : cols);
+                        /* The sums have 30 bits or more below the largest value; means are rounded to floats. */
+                        assert_true(fabs((double)means[which ? line : line * cols] - mean) <= 1e-6 * mean);
+                    }
+                    free(means);
+                }
+                free(values);
+            }
+        memcpy(to.parameters, from.parameters, sizeof to.parameters);
+        memcpy(to.gradients, from.gradients, sizeof to.gradients);
+        run_steps(&to, STEPS, STEPS + MORE);
+        stq_adamw_destroy(to.optimizer);
+        close_model(&from);
+    }
+}
+
 /* A lower cap on load: without fit it is refused and nothing changes; with it the widths sink and the run goes on. */
 static void test_lower_cap(void **state) {
     (void)state;
@@ -437,10 +488,11 @@ static void test_hostile_contents(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_resume_is_exact), cmocka_unit_test(test_fresh_state),
-        cmocka_unit_test(test_read_ranges),     cmocka_unit_test(test_import_float32),
-        cmocka_unit_test(test_lower_cap),       cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_hostile_records), cmocka_unit_test(test_hostile_contents),
+        cmocka_unit_test(test_resume_is_exact),  cmocka_unit_test(test_fresh_state),
+        cmocka_unit_test(test_read_ranges),      cmocka_unit_test(test_import_float32),
+        cmocka_unit_test(test_lower_cap),        cmocka_unit_test(test_import_shared),
+        cmocka_unit_test(test_slices),           cmocka_unit_test(test_hostile_records),
+        cmocka_unit_test(test_hostile_contents),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,35 @@
+// The model that a checkpoint holds: its kind and shape, from the checkpoint's own description, from a config.json
+// beside it, or from the shapes of its arrays.
+#ifndef STQUANT_CHECKPOINT_MODEL_H
+#define STQUANT_CHECKPOINT_MODEL_H
+
+#include <jansson.h>
+#include <stquant/checkpoint.h>
+
+#include "train/gpt2.h"
+#include "train/vit.h"
+
+struct checkpoint_model {
+    stq_checkpoint *checkpoint;
+    stq_checkpoint_info info;
+    json_t *application; // null for files of another origin
+    int is_vit;          // else GPT-2
+    struct gpt2_config gpt2;
+    struct vit_config vit;
+    const char *prefix; // before the parameters' names: "" or "transformer."
+};
+
+// Opens `path`: a run's folder, a checkpoint's, one of another program, or a file. `heads` is used where nothing tells
+// the number of heads (0: one for 64 columns). On failure nothing stays open.
+enum app_status checkpoint_model_open(const char *path, int64_t heads, struct checkpoint_model *model);
+
+// Makes the model for batches of up to `examples` (of `length` tokens) and reads its parameters.
+enum app_status checkpoint_model_create(const struct checkpoint_model *checkpoint, int64_t examples, int64_t length,
+                                        int threads, struct model **model);
+
+// A number of the application's description, or `otherwise`.
+double checkpoint_model_number(const struct checkpoint_model *model, const char *key, double otherwise);
+
+void checkpoint_model_close(struct checkpoint_model *model);
+
+#endif
