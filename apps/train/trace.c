@@ -71,7 +71,7 @@ enum app_status trace_open(const char *path, const struct optimizer *optimizer, 
     made->count = optimizer->tensors;
     made->probes = calloc((size_t)made->count, sizeof(*made->probes));
     made->planes = malloc(SAMPLE * 2);
-    enum app_status status = made->probes && made->planes ? log_open(path, &made->log) : no_memory();
+    enum app_status status = made->probes && made->planes ? log_open(path, 0, &made->log) : no_memory();
     for (int i = 0; status == APP_OK && i < made->count; i++) {
         const struct parameter *parameter = &optimizer->parameters->list[i];
         status = make_probe(&made->probes[i], parameter->rows * parameter->cols);
