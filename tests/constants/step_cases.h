@@ -112,6 +112,9 @@ static inline stq_coefficients step_case_coefficients(const step_case *which, ui
         .epsilon = (float)(1e-8 * root),
         .compensation = which->compensated ? (float)(0.5 * 9.0 * (1.0 - power1)) : 0.0f,
         .step_key = stq_step_key(1234567890123456789u, t),
+        .plain_step = (float)(1e-3 / (1.0 - power1)),
+        .plain_root = (float)root,
+        .plain_epsilon = 1e-8f,
     };
     return c;
 }
