@@ -44,8 +44,10 @@ typedef struct stq_factors {
 STQ_API stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, float unscale, int threads,
                                      stq_factors *factors);
 
-/** Most factors that a selection can choose among, and most that it can choose. */
+/** Most factors that a selection can choose among. */
 #define STQ_MOST_FACTORS 16
+
+/** Most factors that a selection can choose. */
 #define STQ_MOST_SELECTED 6
 
 /** Which factors tell most about a target. Sets are bit masks: bit i stands for factor i. */
