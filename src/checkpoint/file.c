@@ -33,10 +33,15 @@ stq_status stq_file_open(const char *path, int *descriptor, uint64_t *size) {
     *descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (*descriptor < 0)
         return stq_file_error("open", path, errno);
-    if (fstat(*descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
+    stq_status result = STQ_OK;
+    if (fstat(*descriptor, &status) != 0)
+        result = stq_file_error("open", path, errno);
+    else if (!S_ISREG(status.st_mode))
+        result = stq_error(STQ_IO_ERROR, "%s is not a file.", path);
+    if (result != STQ_OK) {
         close(*descriptor);
         *descriptor = -1;
-        return stq_error(STQ_IO_ERROR, "%s is not a file.", path);
+        return result;
     }
     *size = (uint64_t)status.st_size;
     return STQ_OK;

@@ -161,8 +161,8 @@ static bool is_complete(const stq_publication *p, int folder) {
     return true;
 }
 
-/* True if the published checkpoint of this step is the one of this run. */
-static bool is_published(const stq_publication *p, const char *name) {
+/* True if the folder `name` holds the first part of this publication. */
+static bool holds_first_part(const stq_publication *p, const char *name, bool with_index) {
     collected all = {0};
     int folder = openat(p->folder, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0)
@@ -170,13 +170,19 @@ static bool is_published(const stq_publication *p, const char *name) {
     all.files = calloc(p->ranks, sizeof *all.files);
     all.names = calloc(p->ranks, sizeof *all.names);
     all.weight_map = json_object();
-    bool same = all.files && all.names && all.weight_map && exists(folder, STQ_INDEX_NAME) &&
-                collect_part(p, folder, 0, &all) == STQ_OK;
+    bool holds = all.files && all.names && all.weight_map && (!with_index || exists(folder, STQ_INDEX_NAME)) &&
+                 collect_part(p, folder, 0, &all) == STQ_OK;
     json_decref(all.weight_map);
     free(all.files);
     free(all.names);
     close(folder);
-    return same;
+    return holds;
+}
+
+/* True if the published checkpoint of this step is the one that this run has just written: a run that saves a step
+ * again has two of them for a moment, and the one that still lies in the partial folder is not published. */
+static bool is_published(const stq_publication *p, const char *partial, const char *name) {
+    return holds_first_part(p, name, true) && !holds_first_part(p, partial, false);
 }
 
 static stq_status move_into_place(const stq_publication *p, const char *partial, const char *name) {
@@ -207,8 +213,6 @@ static stq_status try_to_publish(const stq_publication *p, const char *partial, 
     close(folder);
     if (status == STQ_OK && *complete)
         status = move_into_place(p, partial, name);
-    if (status == STQ_OK && *complete)
-        status = stq_folder_sync(p->folder, p->path);
     return status;
 }
 
@@ -220,10 +224,16 @@ stq_status stq_publish(const stq_publication *p, bool *published) {
     *published = false;
     stq_status status = try_to_publish(p, partial, name, &complete);
     /* Another rank may have been faster at any point of this. */
-    *published = status == STQ_OK ? complete : is_published(p, name);
-    if (*published)
-        return STQ_OK;
-    return status;
+    if (status == STQ_OK)
+        *published = complete;
+    else {
+        char sentence[512];
+        snprintf(sentence, sizeof sentence, "%s", stq_last_error());
+        *published = is_published(p, partial, name);
+        if (!*published)
+            return stq_error(status, "%s", sentence);
+    }
+    return *published ? stq_folder_sync(p->folder, p->path) : STQ_OK;
 }
 
 /* ---- Lists and removal ---- */

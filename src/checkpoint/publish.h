@@ -26,7 +26,8 @@ typedef struct stq_publication {
     uint64_t run;
 } stq_publication;
 
-/* Publishes if all parts are complete. *published: it is visible now, by whomever. */
+/* Publishes if all parts are complete. *published: it is visible now, by whomever; with an error where the folder could
+ * not be synced, so that a power cut may undo it. */
 stq_status stq_publish(const stq_publication *publication, bool *published);
 
 /* After a publication: removes the oldest published checkpoints beyond `keep` (0 = keep all) of those up to this step,

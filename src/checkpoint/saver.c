@@ -167,7 +167,7 @@ static stq_status write_and_publish(stq_saver *saver) {
         status = stq_publish(&publication, &saver->result.published);
     if (status != STQ_OK && saver->origin.ranks == 1)
         stq_folder_remove(saver->folder, partial);
-    if (saver->result.published)
+    if (status == STQ_OK && saver->result.published)
         stq_prune(&publication, saver->keep);
     return status;
 }

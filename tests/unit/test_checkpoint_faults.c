@@ -1,0 +1,267 @@
+/* Every call into the system on the way to a checkpoint fails in turn: the last good checkpoint stays, the saver goes
+ * on, and nothing is left behind. The calls are replaced by the functions below. */
+#include "checkpoint_testing.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+
+/* What happens to the calls while armed. */
+typedef enum fault { NONE, FAIL, SHORT } fault;
+
+static atomic_int mode;      /* fault */
+static atomic_int countdown; /* the call that fails; counts down to 0 */
+static atomic_int failure;   /* errno */
+static atomic_int calls;     /* reads and writes while armed with SHORT */
+static atomic_int hit;       /* the fault has happened */
+
+static bool fails(void) {
+    if (atomic_load(&mode) != FAIL || atomic_fetch_sub(&countdown, 1) != 1)
+        return false;
+    atomic_store(&hit, 1);
+    errno = atomic_load(&failure);
+    return true;
+}
+
+/* With SHORT, every other read or write is interrupted, and those between do half of what they were asked for. */
+static bool interrupted(size_t *bytes) {
+    if (atomic_load(&mode) != SHORT)
+        return false;
+    if (atomic_fetch_add(&calls, 1) % 2 == 0) {
+        errno = EINTR;
+        return true;
+    }
+    *bytes = *bytes > 1 ? *bytes / 2 : *bytes;
+    return false;
+}
+
+ssize_t write(int file, const void *data, size_t bytes) {
+    if (fails() || interrupted(&bytes))
+        return -1;
+    return syscall(SYS_write, file, data, bytes);
+}
+
+ssize_t pread(int file, void *data, size_t bytes, off_t offset) {
+    if (fails() || interrupted(&bytes))
+        return -1;
+    return syscall(SYS_pread64, file, data, bytes, offset);
+}
+
+int fsync(int file) { return fails() ? -1 : (int)syscall(SYS_fsync, file); }
+
+int openat(int folder, const char *path, int flags, ...) {
+    va_list arguments;
+    va_start(arguments, flags);
+    int permissions = va_arg(arguments, int);
+    va_end(arguments);
+    return fails() ? -1 : (int)syscall(SYS_openat, folder, path, flags, permissions);
+}
+
+int open(const char *path, int flags, ...) {
+    va_list arguments;
+    va_start(arguments, flags);
+    int permissions = va_arg(arguments, int);
+    va_end(arguments);
+    return fails() ? -1 : (int)syscall(SYS_openat, AT_FDCWD, path, flags, permissions);
+}
+
+/* Only what was written can be lost by a close that fails; the descriptor is gone in any case. */
+int close(int file) {
+    int flags = fcntl(file, F_GETFL);
+    bool written = flags >= 0 && (flags & O_ACCMODE) != O_RDONLY;
+    int result = (int)syscall(SYS_close, file);
+    return written && fails() ? -1 : result;
+}
+
+int fstat(int file, struct stat *status) {
+    return fails() ? -1 : (int)syscall(SYS_newfstatat, file, "", status, AT_EMPTY_PATH);
+}
+
+int mkdirat(int folder, const char *path, mode_t permissions) {
+    return fails() ? -1 : (int)syscall(SYS_mkdirat, folder, path, permissions);
+}
+
+int renameat(int from_folder, const char *from, int to_folder, const char *to) {
+    return fails() ? -1 : (int)syscall(SYS_renameat2, from_folder, from, to_folder, to, 0);
+}
+
+int renameat2(int from_folder, const char *from, int to_folder, const char *to, unsigned flags) {
+    return fails() ? -1 : (int)syscall(SYS_renameat2, from_folder, from, to_folder, to, flags);
+}
+
+int fallocate(int file, int flags, off_t offset, off_t bytes) {
+    return fails() ? -1 : (int)syscall(SYS_fallocate, file, flags, offset, bytes);
+}
+
+static void arm(fault what, int call, int error) {
+    atomic_store(&countdown, call);
+    atomic_store(&failure, error);
+    atomic_store(&calls, 0);
+    atomic_store(&hit, 0);
+    atomic_store(&mode, what);
+}
+
+static void disarm(void) { atomic_store(&mode, NONE); }
+
+static uint64_t newest_digest(const char *folder) {
+    stq_checkpoint *checkpoint;
+    uint64_t digest;
+    assert_ok(stq_checkpoint_open(&checkpoint, folder));
+    assert_ok(stq_checkpoint_verify(checkpoint));
+    assert_ok(stq_checkpoint_digest(checkpoint, &digest));
+    stq_checkpoint_close(checkpoint);
+    return digest;
+}
+
+/* One save with the call `call` failing; false when no call was left to fail. */
+static bool save_with_fault(model *m, int call, int error, int64_t again) {
+    char folder[64];
+    make_folder(folder);
+    stq_saver *saver = open_saver(folder, 0);
+    assert_ok(model_save(m, saver, 1));
+    assert_ok(stq_saver_wait(saver, NULL));
+    uint64_t good = newest_digest(folder);
+    float kept = m->parameters[1][7];
+    m->parameters[1][7] = (float)call;
+    arm(FAIL, call, error);
+    assert_ok(model_save(m, saver, again));
+    stq_status status = stq_saver_wait(saver, NULL);
+    disarm();
+    bool happened = atomic_load(&hit);
+    uint64_t digest = newest_digest(folder);
+    if (status == STQ_OK) {
+        assert_true(digest != good); /* the call was not needed, or none failed */
+    } else {
+        assert_int_equal(status, STQ_IO_ERROR);
+        assert_non_null(strstr(stq_last_error(), strerror(error)));
+    }
+    assert_ok(model_save(m, saver, 3));
+    assert_ok(stq_saver_wait(saver, NULL));
+    assert_true(newest_digest(folder) != good);
+    /* Step 1, step 3, and `again` if it was published: nothing half-written. */
+    assert_in_range(count_names(folder), 2, 3);
+    m->parameters[1][7] = kept;
+    stq_saver_close(saver);
+    remove_folder(folder);
+    return happened;
+}
+
+static void test_every_call_fails(void **state) {
+    (void)state;
+    const int errors[] = {ENOSPC, EIO, EFBIG};
+    stq_adamw_config config = model_config(MODE_ZONES, 5.0);
+    model m;
+    model_open(&m, &config);
+    model_run(&m, 0, 2);
+    for (int again = 2; again >= 1; again--) /* a new step; the same step, which is exchanged */
+        for (int e = 0; e < (again == 2 ? 3 : 1); e++) {
+            int call = 1;
+            while (save_with_fault(&m, call, errors[e], again))
+                call++;
+            /* Parts, index, folders: a dozen calls at the least. */
+            assert_true(call > 12);
+        }
+    model_close(&m);
+}
+
+/* A saver whose saves all fail is alive, and recovers. */
+static void test_disk_stays_full(void **state) {
+    (void)state;
+    stq_adamw_config config = model_config(MODE_FIXED, 5.0);
+    char folder[64];
+    make_folder(folder);
+    model m;
+    model_open(&m, &config);
+    model_run(&m, 0, 2);
+    stq_saver *saver = open_saver(folder, 1);
+    assert_ok(model_save(&m, saver, 1));
+    assert_ok(stq_saver_wait(saver, NULL));
+    uint64_t good = newest_digest(folder);
+    for (int step = 2; step < 8; step++) {
+        atomic_store(&countdown, 0);
+        model_run(&m, step, step + 1);
+        arm(FAIL, 3, ENOSPC);
+        assert_ok(model_save(&m, saver, step));
+        stq_save_result result;
+        assert_refused(stq_saver_wait(saver, &result), STQ_IO_ERROR);
+        disarm();
+        assert_false(result.published);
+        assert_int_equal(newest_digest(folder), good);
+        assert_int_equal(count_names(folder), 1);
+    }
+    assert_ok(model_save(&m, saver, 9));
+    assert_ok(stq_saver_wait(saver, NULL));
+    assert_int_equal(count_names(folder), 1);
+    assert_true(newest_digest(folder) != good);
+    stq_saver_close(saver);
+    model_close(&m);
+    remove_folder(folder);
+}
+
+/* Interrupted and partial reads and writes change nothing. */
+static void test_short_calls(void **state) {
+    (void)state;
+    stq_adamw_config config = model_config(MODE_ZONES, 5.0);
+    char folder[64];
+    make_folder(folder);
+    model m, loaded;
+    model_open(&m, &config);
+    model_open(&loaded, &config);
+    model_run(&m, 0, 5);
+    stq_saver *saver = open_saver(folder, 0);
+    arm(SHORT, 0, 0);
+    assert_ok(model_save(&m, saver, 5));
+    assert_ok(stq_saver_wait(saver, NULL));
+    assert_ok(model_load(&loaded, folder, NULL));
+    assert_true(atomic_load(&calls) > 100);
+    disarm();
+    assert_same_model(&m, &loaded);
+    stq_saver_close(saver);
+    model_close(&m);
+    model_close(&loaded);
+    remove_folder(folder);
+}
+
+/* Every read that fails is told, and the next try succeeds. */
+static void test_every_read_fails(void **state) {
+    (void)state;
+    stq_adamw_config config = model_config(MODE_ZONES, 5.0);
+    char folder[64];
+    make_folder(folder);
+    model m, loaded;
+    model_open(&m, &config);
+    model_open(&loaded, &config);
+    model_run(&m, 0, 5);
+    stq_saver *saver = open_saver(folder, 0);
+    assert_ok(model_save(&m, saver, 5));
+    stq_saver_close(saver);
+    char *path = text_of("%s/step-00000005", folder);
+    int call = 1;
+    for (bool more = true; more; call++) {
+        arm(FAIL, call, EIO);
+        stq_status status = model_load(&loaded, path, NULL);
+        disarm();
+        more = atomic_load(&hit);
+        if (more)
+            assert_refused(status, STQ_IO_ERROR);
+        else
+            assert_ok(status);
+    }
+    assert_true(call > 10);
+    assert_same_model(&m, &loaded);
+    free(path);
+    model_close(&m);
+    model_close(&loaded);
+    remove_folder(folder);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_call_fails),
+        cmocka_unit_test(test_disk_stays_full),
+        cmocka_unit_test(test_short_calls),
+        cmocka_unit_test(test_every_read_fails),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
