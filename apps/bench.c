@@ -24,6 +24,27 @@ double bench_median(double *times, int count) {
     return times[(count - 1) / 2];
 }
 
+// A chain of multiplications, three cycles each on all processors with AVX2, or of additions of one cycle.
+double bench_gigahertz(void) {
+    enum { ROUNDS = 4096, CHAIN = 16 };
+    double cycles = 0;
+    const double begin = bench_seconds();
+#if defined(__x86_64__)
+    uint64_t x = 3;
+    for (int i = 0; i < ROUNDS; i++) {
+        __asm__ volatile(".rept 16\n\timul %0, %0\n\t.endr" : "+r"(x));
+    }
+    cycles = 3.0 * ROUNDS * CHAIN;
+#elif defined(__aarch64__)
+    uint64_t x = 3;
+    for (int i = 0; i < 3 * ROUNDS; i++) {
+        __asm__ volatile(".rept 16\n\tadd %0, %0, %0\n\t.endr" : "+r"(x));
+    }
+    cycles = 3.0 * ROUNDS * CHAIN;
+#endif
+    return 1e-9 * cycles / (bench_seconds() - begin);
+}
+
 static size_t mapped_size(size_t bytes) {
     const size_t huge = (size_t)1 << 21;
     return (bytes + huge - 1) / huge * huge;

@@ -16,6 +16,10 @@ double bench_seconds(void);
 // Sorts `times`; the median of an even number is the lower of the two in the middle.
 double bench_median(double *times, int count);
 
+// How many billion cycles a second this core makes just now, measured for about 50 microseconds; 0 where there is no
+// instruction of a known number of cycles to measure it with.
+double bench_gigahertz(void);
+
 // `bytes` of zeroed memory in huge pages where the system has them, written first by the threads that will use it;
 // NULL if there is none. Free with bench_release.
 void *bench_allocate(size_t bytes, int threads);

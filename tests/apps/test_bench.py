@@ -34,7 +34,20 @@ def check_step(name, *arguments, **expected):
     wrong = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     speeds = [found[key] for key in ("ns_per_param", "float32_ns_per_param", "speedup", "gb_per_s", "copy_gb_per_s")]
     near = abs(found["speedup"] / (found["float32_ns_per_param"] / found["ns_per_param"]) - 1) < 1e-3
+    if "core_gigahertz" in found:
+        cycles = 16 * found["ns_per_param"] * found["core_gigahertz"] * found["threads"]
+        near = near and abs(found["cycles_per_16_values"] / cycles - 1) < 1e-3
     report(name, not wrong and all(speed > 0 for speed in speeds) and near, wrong or found)
+    return found
+
+
+def check_transition(name, m_bits, v_bits, *arguments):
+    """Widths before the transition are those asked for; afterwards the states have those of --to."""
+    found = check_step(name, *arguments, "--to", f"{m_bits},{v_bits}", to_m_bits=m_bits, to_v_bits=v_bits)
+    if found:
+        mean = (found["before_ns_per_param"] + found["after_ns_per_param"]) / 2
+        ratio = found["transition_ns_per_param"] / mean
+        report(f"{name}, ratio", mean > 0 and abs(found["transition_ratio"] / ratio - 1) < 1e-3, found)
 
 
 def check_refusal(name, *arguments):
@@ -50,6 +63,8 @@ def main():
                m_bits=3, v_bits=8, tensors=333)
     check_step("step in bfloat16, own norm", "--params", "50000", "--dtype", "bfloat16", "--own-norm", dtype="bfloat16",
                norm="own")
+    check_transition("transition of large tensors", 4, 6, "--params", "9000000", "--tensors", "2", "--bits", "5,5")
+    check_transition("transition of many tensors", 8, 2, "--params", "100003", "--tensors", "17", "--bits", "2,8")
     for name in kernels():
         check_step(f"step with the {name} kernels", "--params", "20000", "--isa", name, "--dtype", "float16", isa=name)
     codec = run("codec", "--values", "20000", "--repeats", "1", "--json")
@@ -61,6 +76,7 @@ def main():
     report("codec", len(rows) == 14 and all(5 < gain < 8 for gain in gains), codec.stderr or gains)
     check_refusal("unknown kernels are refused", "step", "--isa", "sse9")
     check_refusal("unknown widths are refused", "step", "--bits", "1,4")
+    check_refusal("unknown widths to go to are refused", "step", "--to", "4,9")
     check_refusal("more tensors than parameters are refused", "step", "--params", "10", "--tensors", "11")
     check_refusal("an unknown benchmark is refused", "nothing")
     return failures != 0
