@@ -103,27 +103,18 @@ const char *bench_choose_kernels(const struct argp_state *state, const char *isa
 }
 
 int command_bench(int argc, char **argv) {
-    static const char usage[] = "Usage: stquant bench step|codec [OPTION...]\n"
-                                "How fast the library is on this machine.\n\n"
-                                "  step       one AdamW step with low-bit states against our own float32 AdamW\n"
-                                "  codec      encoding and decoding alone, and their signal-to-noise ratio\n\n"
-                                "`stquant bench step --help` and `stquant bench codec --help` list the options.\n";
-    if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0)) {
-        fputs(usage, stdout);
-        return 0;
-    }
-    if (argc >= 2 && strcmp(argv[1], "step") == 0) {
-        argv[1] = (char[]){"stquant bench step"};
-        return command_bench_step(argc - 1, argv + 1);
-    }
-    if (argc >= 2 && strcmp(argv[1], "codec") == 0) {
-        argv[1] = (char[]){"stquant bench codec"};
-        return command_bench_codec(argc - 1, argv + 1);
-    }
-    if (argc >= 2) {
-        fprintf(stderr, "stquant bench: there is no benchmark '%s'; use step or codec.\n", argv[1]);
-    } else {
-        fputs(usage, stderr);
-    }
-    return APP_USAGE;
+    static const struct command_entry benchmarks[] = {
+        {"step", "one AdamW step with low-bit states against our own float32 AdamW", command_bench_step},
+        {"codec", "encoding and decoding alone, and their signal-to-noise ratio", command_bench_codec}};
+    static const struct command_group group = {.name = "stquant bench",
+                                               .doc = "How fast the library is on this machine.",
+                                               .kind = "command",
+                                               .options = "",
+                                               .details = "`stquant bench COMMAND --help` tells more.\n\n"
+                                                          "Examples:\n\n"
+                                                          "  stquant bench step --bits 5 --threads 2\n"
+                                                          "  stquant bench codec --json\n",
+                                               .entries = benchmarks,
+                                               .count = 2};
+    return command_run_group(&group, argc, argv);
 }

@@ -17,12 +17,11 @@ struct settings {
 
 enum { VALUES = 'n', REPEATS = 0x2000, ISA, JSON };
 
-static const struct argp_option options[] = {
-    {"values", VALUES, "N", 0, "Values of an array (1048576)", 0},
-    {"repeats", REPEATS, "N", 0, "Timed calls of each kind (11)", 0},
-    {"isa", ISA, "NAME", 0, "Kernels: avx512, avx2, neon or reference (the fastest)", 0},
-    {"json", JSON, 0, 0, "Print a JSON object", 0},
-    {0}};
+static const struct argp_option options[] = {{"values", VALUES, "N", 0, "Values of an array (1048576)", 0},
+                                             {"repeats", REPEATS, "N", 0, "Timed calls of each kind (11)", 0},
+                                             {"isa", ISA, "avx512|avx2|neon|reference", 0, "Kernels (the fastest)", 0},
+                                             {"json", JSON, 0, 0, "Print a JSON object", 0},
+                                             {0}};
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
     struct settings *settings = state->input;
@@ -55,7 +54,10 @@ static const struct argp argp = {
     .options = options,
     .parser = parse,
     .doc = "Times encoding and decoding of arrays, one thread, and measures the signal-to-noise ratio of one coding.\v"
-           "First moment: normal values. Second moment: means of 8 squares of normal values. Medians."};
+           "First moment: normal values. Second moment: means of 8 squares of normal values. Medians.\n\n"
+           "Examples:\n\n"
+           "  stquant bench codec\n"
+           "  stquant bench codec --isa avx2 --values 65536 --json\n"};
 
 struct result {
     double encode, decode; // nanoseconds a value

@@ -5,16 +5,16 @@
 
 #include "bench_step.h"
 
-enum { BITS = 'b', TO = 0x1fff, PARAMS = 'n', TENSORS = 0x2000, THREADS = 't', ISA, DTYPE, REPEATS, OWN_NORM, JSON };
+enum { BITS = 'b', PARAMS = 'n', THREADS = 't', TO = 0x2000, TENSORS, ISA, DTYPE, REPEATS, OWN_NORM, JSON };
 
 static const struct argp_option options[] = {
     {"bits", BITS, "B|M,V", 0, "Width of both moments, or of the first and the second (5)", 0},
     {"to", TO, "B|M,V", 0, "Time the transition to these widths too", 0},
     {"params", PARAMS, "N", 0, "Parameters (67108864)", 0},
     {"tensors", TENSORS, "N", 0, "Tensors that share them out evenly (16)", 0},
-    {"threads", THREADS, "N", 0, "Threads (all)", 0},
-    {"isa", ISA, "NAME", 0, "Kernels: avx512, avx2, neon or reference (the fastest)", 0},
-    {"dtype", DTYPE, "NAME", 0, "Parameters and gradients: float32 (default), bfloat16 or float16", 0},
+    {"threads", THREADS, "N", 0, "Threads (all processors)", 0},
+    {"isa", ISA, "avx512|avx2|neon|reference", 0, "Kernels (the fastest)", 0},
+    {"dtype", DTYPE, "float32|bfloat16|float16", 0, "Parameters and gradients (float32)", 0},
     {"repeats", REPEATS, "N", 0, "Timed steps of each kind (11)", 0},
     {"own-norm", OWN_NORM, 0, 0, "Both compute the gradient's norm themselves instead of being given it", 0},
     {"json", JSON, 0, 0, "Print a JSON object", 0},
@@ -96,7 +96,10 @@ static const struct argp argp = {
            "for 16 of its values, at the frequency that a chain of dependent instructions shows in between; they tell "
            "something about the kernels only where everything stays in the cache (--params 65536 --threads 1). A "
            "transition's ratio is to the mean of the steps before and after it, which it follows from the same states "
-           "with the allocation of its planes."};
+           "with the allocation of its planes.\n\n"
+           "Examples:\n\n"
+           "  stquant bench step\n"
+           "  stquant bench step --bits 4,3 --params 1000000 --threads 1 --json\n"};
 
 static double cycles(const struct bench_step_settings *settings, const struct bench_step_result *result,
                      double seconds) {

@@ -6,6 +6,40 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { NAME_BYTES = 64 };
+
+static int print_group_help(const struct command_group *group, FILE *file) {
+    fprintf(file, "Usage: %s %s [ARGUMENT...]\n%s\n\n%c%ss:\n", group->name,
+            strcmp(group->kind, "model") ? "COMMAND" : "MODEL", group->doc, group->kind[0] - 'a' + 'A',
+            group->kind + 1);
+    for (int i = 0; i < group->count; i++) {
+        fprintf(file, "  %-10s %s\n", group->entries[i].name, group->entries[i].summary);
+    }
+    fprintf(file, "\n  -?, --help                 Give this help list\n%s\n%s", group->options, group->details);
+    return file == stderr ? APP_USAGE : APP_OK;
+}
+
+int command_run_group(const struct command_group *group, int argc, char **argv) {
+    const char *word = argc > 1 ? argv[1] : "";
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-?") == 0 || strcmp(word, "-h") == 0 ||
+        strcmp(word, "help") == 0) {
+        return print_group_help(group, stdout);
+    }
+    for (int i = 0; i < group->count; i++) {
+        if (strcmp(word, group->entries[i].name) == 0) {
+            char name[NAME_BYTES];
+            snprintf(name, sizeof(name), "%s %s", group->name, word);
+            argv[1] = name;
+            return group->entries[i].run(argc - 1, argv + 1);
+        }
+    }
+    if (argc < 2) {
+        return print_group_help(group, stderr);
+    }
+    fprintf(stderr, "%s: there is no %s '%s'; `%s --help` lists them.\n", group->name, group->kind, word, group->name);
+    return APP_USAGE;
+}
+
 int64_t command_integer(const struct argp_state *state, const char *option, const char *text, int64_t minimum,
                         int64_t maximum) {
     char *end;
@@ -57,8 +91,12 @@ const char *command_choice(const struct argp_state *state, const char *option, c
             return words[i];
         }
     }
-    argp_failure(state, APP_USAGE, 0, "--%s is %s%s%s or %s, not '%s'.", option, words[0], count > 2 ? ", " : "",
-                 count > 2 ? words[1] : "", words[count - 1], text);
+    char list[256] = "";
+    for (int i = 0; i < count; i++) {
+        const size_t length = strlen(list);
+        snprintf(list + length, sizeof(list) - length, "%s%s", i == 0 ? "" : i + 1 < count ? ", " : " or ", words[i]);
+    }
+    argp_failure(state, APP_USAGE, 0, "--%s is %s, not '%s'.", option, list, text);
     return NULL;
 }
 
@@ -73,7 +111,7 @@ const struct preset *command_preset(const struct argp_state *state, const char *
 enum { LAYERS = 0x1000, WIDTH, HEADS, CONTEXT, VOCABULARY };
 
 static const struct argp_option model_options[] = {
-    {"preset", 'p', "NAME", 0, "The model: tiny (default), small, 124m, 355m, 774m or 1.5b", 0},
+    {"preset", 'p', "tiny|small|124m|355m|774m|1.5b", 0, "The model (tiny)", 0},
     {"layers", LAYERS, "N", 0, "Transformer blocks, instead of the preset's", 0},
     {"width", WIDTH, "N", 0, "Width of the residual stream, a multiple of the heads", 0},
     {"heads", HEADS, "N", 0, "Attention heads", 0},

@@ -11,7 +11,7 @@
 // Each takes its own arguments with its full name ("stquant plan") in argv[0], and returns the exit
 // status: 0, 1 when the run failed, 2 when the arguments make no sense.
 int command_train(int argc, char **argv);
-int command_train_gpt2(int argc, char **argv);
+int command_train_gpt2(int argc, char **argv); // "stquant train gpt2"
 int command_train_vit(int argc, char **argv);
 int command_plan(int argc, char **argv);
 int command_data(int argc, char **argv);
@@ -22,6 +22,25 @@ int command_convert(int argc, char **argv);
 int command_inspect(int argc, char **argv);
 int command_eval(int argc, char **argv);
 int command_sample(int argc, char **argv);
+
+struct command_entry {
+    const char *name, *summary;
+    int (*run)(int argc, char **argv); // argv[0] is the full name
+};
+
+// Subcommands below one name ("stquant data").
+struct command_group {
+    const char *name;    // in full
+    const char *doc;     // what they are about, one sentence
+    const char *kind;    // what one is called, "command" or "model"
+    const char *options; // lines about options of the group itself beside --help; may be empty
+    const char *details; // behind the list: paragraphs, examples
+    const struct command_entry *entries;
+    int count;
+};
+
+// Runs the subcommand that argv[1] names, or prints the group's help; returns the exit status.
+int command_run_group(const struct command_group *group, int argc, char **argv);
 
 // Numbers in options. Text that is no number, or one outside the range, ends the process with status 2 and
 // a sentence that names the option. `option` is its long name without dashes.

@@ -22,7 +22,7 @@ struct settings {
 enum { FORMAT = 0x2000, STATE_BITS, M_BITS, V_BITS, RANKS };
 
 static const struct argp_option options[] = {
-    {"to", FORMAT, "FORMAT", 0,
+    {"to", FORMAT, "checkpoint|float32|torch|gpt2", 0,
      "checkpoint: a run's folder, to --resume from (default); float32: the same with float32 states; torch: one file "
      "with float32 parameters and the states of PyTorch's AdamW; gpt2: a folder of weights as Hugging Face's GPT-2 has "
      "them",
@@ -72,12 +72,16 @@ static const struct argp argp = {
     .options = options,
     .parser = parse,
     .args_doc = "FROM TO",
-    .doc = "Converts a checkpoint.\v"
-           "FROM is a run's folder (its newest whole checkpoint is taken), a checkpoint's, or a safetensors file: also "
-           "one "
-           "with the states of PyTorch's AdamW, named as docs/format.md has it. Without --state-bits and --m-bits the "
-           "widths stay as they are; with them, matrices of 4,096 elements and more get new ones. Widths that stay are "
-           "copied bit by bit."};
+    .doc =
+        "Converts a checkpoint.\v"
+        "FROM is a run's folder (its newest whole checkpoint is taken), a checkpoint's, or a safetensors file: also "
+        "one with the states of PyTorch's AdamW, named as docs/format.md has it. Without --state-bits and --m-bits the "
+        "widths stay as they are; with them, matrices of 4,096 elements and more get new ones. Widths that stay are "
+        "copied bit by bit.\n\n"
+        "Examples:\n\n"
+        "  stquant convert run run-at-4 --state-bits 4.0\n"
+        "  stquant convert run weights.safetensors --to torch\n"
+        "  stquant convert run gpt2 --to gpt2\n"};
 
 static enum app_status fail(void) { return app_fail(APP_FAILED, "%s", stq_last_error()); }
 

@@ -220,8 +220,10 @@ static const struct argp prepare_argp = {
     .args_doc = "PATH...",
     .doc = "Turns text into tokens by GPT-2's byte-pair encoding and writes a file for `stquant train gpt2 --data`.\v"
            "PATH is a text file or a folder, plain or .gz, in UTF-8. Every file is a document, and so is every part of "
-           "a file between lines that are the separator; a token ends each. Example:\n\n"
-           "  stquant data prepare --merges vocab.bpe --output wiki.tokens wiki.txt"};
+           "a file between lines that are the separator; a token ends each.\n\n"
+           "Examples:\n\n"
+           "  stquant data prepare --merges vocab.bpe --output wiki.tokens wiki.txt\n"
+           "  stquant data prepare -m vocab.bpe -o books.tokens --threads 2 books/\n"};
 
 static const struct argp_option show_options[] = {
     {"text", TEXT, 0, 0, "Print the text that the tokens stand for", 0},
@@ -231,56 +233,54 @@ static const struct argp_option show_options[] = {
 static const struct argp show_argp = {.options = show_options,
                                       .parser = parse,
                                       .args_doc = "FILE",
-                                      .doc = "Checks a file of tokens and tells what it holds."};
+                                      .doc = "Checks a file of tokens and tells what it holds.\v"
+                                             "Examples:\n\n"
+                                             "  stquant data show wiki.tokens\n"
+                                             "  stquant data show --text wiki.tokens | head\n"};
 
-static void print_help(FILE *file) {
-    fprintf(file, "Usage: stquant data COMMAND [ARGUMENT...]\n"
-                  "Files of tokens.\n\nCommands:\n"
-                  "  prepare    turn text into tokens by GPT-2's byte-pair encoding\n"
-                  "  show       check a file of tokens, tell what it holds or print its text\n"
-                  "\n`stquant data COMMAND --help` tells more.\n");
+static struct settings begin(void) {
+    return (struct settings){.separator = "<|endoftext|>", .threads = omp_get_max_threads()};
 }
 
-static enum app_status run_prepare(struct settings *settings, int argc, char **argv) {
-    argv[0] = "stquant data prepare";
-    argp_parse(&prepare_argp, argc, argv, 0, NULL, settings);
-    if (!settings->merges || !settings->output) {
-        return app_fail(APP_USAGE, "--%s is missing; `stquant data prepare --merges FILE --output FILE PATH...`.",
-                        settings->merges ? "output" : "merges");
+static int command_prepare(int argc, char **argv) {
+    struct settings settings = begin();
+    enum app_status status;
+    argp_parse(&prepare_argp, argc, argv, 0, NULL, &settings);
+    if (!settings.merges || !settings.output) {
+        status = app_fail(APP_USAGE, "--%s is missing; `stquant data prepare --merges FILE --output FILE PATH...`.",
+                          settings.merges ? "output" : "merges");
+    } else if (settings.path_count == 0) {
+        status = app_fail(APP_USAGE, "There is no text to prepare; name a file or a folder.");
+    } else {
+        status = prepare(&settings);
     }
-    if (settings->path_count == 0) {
-        return app_fail(APP_USAGE, "There is no text to prepare; name a file or a folder.");
-    }
-    return prepare(settings);
+    free(settings.paths);
+    return command_report(argv[0], status);
 }
 
-static enum app_status run_show(struct settings *settings, int argc, char **argv) {
-    argv[0] = "stquant data show";
-    argp_parse(&show_argp, argc, argv, 0, NULL, settings);
-    if (settings->path_count != 1) {
-        return app_fail(APP_USAGE, "`stquant data show` takes one file.");
-    }
-    return show(settings);
+static int command_show(int argc, char **argv) {
+    struct settings settings = begin();
+    argp_parse(&show_argp, argc, argv, 0, NULL, &settings);
+    enum app_status status =
+        settings.path_count == 1 ? show(&settings) : app_fail(APP_USAGE, "`stquant data show` takes one file.");
+    free(settings.paths);
+    return command_report(argv[0], status);
 }
 
 int command_data(int argc, char **argv) {
-    struct settings settings = {.separator = "<|endoftext|>", .threads = omp_get_max_threads()};
-    const char *name = argc > 1 ? argv[1] : "";
-    enum app_status status;
-    if (strcmp(name, "--help") == 0 || strcmp(name, "-?") == 0 || strcmp(name, "help") == 0) {
-        print_help(stdout);
-        return 0;
-    }
-    if (strcmp(name, "prepare") == 0) {
-        status = run_prepare(&settings, argc - 1, argv + 1);
-    } else if (strcmp(name, "show") == 0) {
-        status = run_show(&settings, argc - 1, argv + 1);
-    } else if (*name) {
-        status = app_fail(APP_USAGE, "There is no command '%s'; `stquant data --help` lists them.", name);
-    } else {
-        print_help(stderr);
-        return APP_USAGE;
-    }
-    free(settings.paths);
-    return command_report("stquant data", status);
+    static const struct command_entry commands[] = {
+        {"prepare", "turn text into tokens by GPT-2's byte-pair encoding", command_prepare},
+        {"show", "check a file of tokens, tell what it holds or print its text", command_show}};
+    static const struct command_group group = {
+        .name = "stquant data",
+        .doc = "Files of tokens.",
+        .kind = "command",
+        .options = "",
+        .details = "`stquant data COMMAND --help` tells more.\n\n"
+                   "Examples:\n\n"
+                   "  stquant data prepare --merges vocab.bpe --output wiki.tokens wiki.txt\n"
+                   "  stquant data show wiki.tokens\n",
+        .entries = commands,
+        .count = 2};
+    return command_run_group(&group, argc, argv);
 }

@@ -82,7 +82,10 @@ static const struct argp argp = {
     .doc =
         "The loss of a checkpoint's model on data.\v"
         "With the run's own data and no other option, this is the validation loss that the run logged. CHECKPOINT may "
-        "also be a GPT-2 of Hugging Face's: a folder with model.safetensors and config.json, or the file alone."};
+        "also be a GPT-2 of Hugging Face's: a folder with model.safetensors and config.json, or the file alone.\n\n"
+        "Examples:\n\n"
+        "  stquant eval run --data text.txt\n"
+        "  stquant eval gpt2/model.safetensors --data wiki.tokens --json\n"};
 
 // The data, whichever kind.
 struct data {

@@ -23,7 +23,7 @@ enum { K = 'k', BITS = 'b', STATE = 0x3000, HELD_OUT, JSON };
 static const struct argp_option options[] = {
     {"k", K, "N", 0, "How many factors to choose, 1 to 6 (2)", 0},
     {"bits", BITS, "N", 0, "The width whose error is explained, 2 to 8 (4)", 0},
-    {"state", STATE, "WHICH", 0, "Errors of m, v or both (default)", 0},
+    {"state", STATE, "m|v|both", 0, "Errors of which moments (both)", 0},
     {"held-out", HELD_OUT, "TRACE", 0, "Also score the chosen factors on this trace; may be given several times", 0},
     {"json", JSON, 0, 0, "Print a JSON object", 0},
     {0}};
@@ -72,8 +72,11 @@ static const struct argp argp = {
         "updates when states are coded: greedily, with the submodularity ratio that guarantees how near the "
         "optimum that is, and the optimum itself.\v"
         "The value of a set of factors is 1/2 log(var(Y) / var(Y | X)) in nats, for the logarithm Y of the error and "
-        "the "
-        "factors X, each after a transformation to normal scores by rank."};
+        "the factors X, each after a transformation to normal scores by rank.\n\n"
+        "Examples:\n\n"
+        "  stquant train gpt2 --data text.txt --trace run.trace\n"
+        "  stquant factors run.trace --k 2 --bits 4\n"
+        "  stquant factors run.trace --state v --held-out other.trace --json\n"};
 
 // A list of names; `set` in the order of `order`, or in that of the factors.
 static json_t *list_names(uint32_t set, const uint32_t *order, int64_t k) {

@@ -59,7 +59,10 @@ static const struct argp argp = {
         "What a checkpoint holds.\v"
         "CHECKPOINT is the folder of a run (its newest whole checkpoint is taken), of one checkpoint, or a safetensors "
         "file of any origin. With --digest or --verify alone, only these are done. The signal-to-noise ratios, of "
-        "m and of the root of v, are those of one rounding at these widths, from the widths of the codes' cells."};
+        "m and of the root of v, are those of one rounding at these widths, from the widths of the codes' cells.\n\n"
+        "Examples:\n\n"
+        "  stquant inspect run\n"
+        "  stquant inspect --verify run/step-00001000\n"};
 
 // One tensor of the optimizer.
 struct row {

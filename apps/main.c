@@ -6,10 +6,7 @@
 
 #include "command.h"
 
-static const struct {
-    const char *name, *summary;
-    int (*run)(int argc, char **argv);
-} commands[] = {
+static const struct command_entry commands[] = {
     {"train", "train a model, with float32 or low-bit optimizer states", command_train},
     {"plan", "bytes of parameters, gradients and states of a model", command_plan},
     {"data", "turn text into tokens", command_data},
@@ -22,39 +19,26 @@ static const struct {
     {"sample", "text written by a checkpoint's model", command_sample},
 };
 
-enum { COUNT = sizeof(commands) / sizeof(commands[0]) };
-
-static void print_help(FILE *file) {
-    fprintf(file, "Usage: stquant COMMAND [ARGUMENT...]\n"
-                  "Adam states at adaptive low precision.\n\nCommands:\n");
-    for (int i = 0; i < COUNT; i++) {
-        fprintf(file, "  %-10s %s\n", commands[i].name, commands[i].summary);
-    }
-    fprintf(file, "\n`stquant COMMAND --help` tells more; `stquant --version` prints the version.\n");
-}
+static const struct command_group group = {
+    .name = "stquant",
+    .doc = "Adam states at adaptive low precision.",
+    .kind = "command",
+    .options = "  -V, --version              Print the version\n",
+    .details = "`stquant COMMAND --help` tells more.\n\n"
+               "Examples:\n\n"
+               "  stquant train gpt2 --data text.txt --log stquant.jsonl\n"
+               "  stquant train gpt2 --data text.txt --optimizer adamw --log float32.jsonl\n"
+               "  stquant report float32.jsonl stquant.jsonl --output report.html\n"
+               "  stquant plan --preset 124m --state-bits 5.0\n\n"
+               "Exit status: 0, 1 when something failed, 2 when the arguments make no sense.\n",
+    .entries = commands,
+    .count = sizeof(commands) / sizeof(commands[0])};
 
 int main(int argc, char **argv) {
     argp_err_exit_status = APP_USAGE;
-    if (argc < 2) {
-        print_help(stderr);
-        return APP_USAGE;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
-        print_help(stdout);
-        return 0;
-    }
-    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
+    if (argc > 1 && (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0)) {
         printf("stquant %s\n", stq_version());
         return 0;
     }
-    for (int i = 0; i < COUNT; i++) {
-        if (strcmp(argv[1], commands[i].name) == 0) {
-            char name[64];
-            snprintf(name, sizeof(name), "stquant %s", commands[i].name);
-            argv[1] = name;
-            return commands[i].run(argc - 1, argv + 1);
-        }
-    }
-    fprintf(stderr, "stquant: there is no command '%s'; `stquant --help` lists them.\n", argv[1]);
-    return APP_USAGE;
+    return command_run_group(&group, argc, argv);
 }

@@ -58,7 +58,10 @@ static const struct argp argp = {
     .doc = "Bytes of a model's parameters, gradients, activations and optimizer states.\v"
            "States: float32 is Adam's usual two moments; 8 and 4 bits are one width everywhere; stquant is this "
            "library under the cap. Vectors and small tensors keep float32 states in all of them. Every figure of the "
-           "states counts codes, scales, padding and records."};
+           "states counts codes, scales, padding and records.\n\n"
+           "Examples:\n\n"
+           "  stquant plan --preset 1.5b\n"
+           "  stquant plan --layers 6 --width 384 --heads 6 --state-bits 4.0 --json\n"};
 
 // One row of the table: states of one kind.
 struct states {

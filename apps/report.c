@@ -52,14 +52,14 @@ static const struct argp argp = {.options = options,
                                  .parser = parse,
                                  .args_doc = "LOG...",
                                  .doc = "Writes one HTML page about one or several runs: losses, memory of the states, "
-                                        "widths of every tensor over time, zones, "
-                                        "how gradients and states evolve.\v"
+                                        "widths of every tensor over time, zones, how gradients and states evolve.\v"
                                         "LOG is what `stquant train --log` wrote, plain or .gz; runs are called by the "
-                                        "file's name. The page needs nothing "
-                                        "else and no network. Lines that cannot be read, such as the last one of a run "
-                                        "that was killed, are left out and "
-                                        "counted. Example:\n\n"
-                                        "  stquant report float32.jsonl stquant.jsonl -o report.html"};
+                                        "file's name. The page needs nothing else and no network. Lines that cannot be "
+                                        "read, such as the last one of a run that was killed, are left out and "
+                                        "counted.\n\n"
+                                        "Examples:\n\n"
+                                        "  stquant report run.jsonl\n"
+                                        "  stquant report float32.jsonl stquant.jsonl --output report.html\n"};
 
 static void begin_page(const struct report *report, const char *title) {
     page_add(report->page, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"

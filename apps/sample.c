@@ -21,7 +21,7 @@ enum { PROMPT = 'p', LENGTH = 0x2000, TEMPERATURE, SEED, NUMBER_OF_SAMPLES, TOKE
 static const struct argp_option option_list[] = {
     {"prompt", PROMPT, "TEXT", 0, "What the text goes on from (a newline)", 0},
     {"length", LENGTH, "N", 0, "Bytes to write (400)", 0},
-    {"temperature", TEMPERATURE, "X", 0, "0.8; 0 takes the likeliest token each time", 0},
+    {"temperature", TEMPERATURE, "X", 0, "Of the choice of tokens (0.8); 0, the likeliest each time", 0},
     {"seed", SEED, "N", 0, "Another seed, another text (1)", 0},
     {"samples", NUMBER_OF_SAMPLES, "N", 0, "Texts to write (1)", 0},
     {"tokens", TOKENS, "FILE", 0, "Token file that the model was trained on, for its list of merges", 0},
@@ -74,7 +74,10 @@ static const struct argp argp = {
     .args_doc = "CHECKPOINT",
     .doc = "Text written by a checkpoint's GPT-2.\v"
            "CHECKPOINT may also be a GPT-2 of Hugging Face's: a folder with model.safetensors and config.json, or the "
-           "file alone."};
+           "file alone.\n\n"
+           "Examples:\n\n"
+           "  stquant sample run --prompt \"It is a truth\"\n"
+           "  stquant sample gpt2 --merges gpt2/merges.txt --samples 3 --temperature 0.7\n"};
 
 static enum app_status open_tokenizer(const struct settings *settings, struct token_file *file,
                                       struct tokenizer **tokenizer) {

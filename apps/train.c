@@ -297,8 +297,18 @@ int training_run(struct training *training, const char *command) {
 }
 
 int command_train(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "vit") == 0) {
-        return command_train_vit(argc, argv);
-    }
-    return command_train_gpt2(argc, argv);
+    static const struct command_entry models[] = {{"gpt2", "a GPT-2, on text", command_train_gpt2},
+                                                  {"vit", "a Vision Transformer, on images", command_train_vit}};
+    static const struct command_group group = {.name = "stquant train",
+                                               .doc = "Trains a model, with float32 or low-bit optimizer states.",
+                                               .kind = "model",
+                                               .options = "",
+                                               .details =
+                                                   "`stquant train MODEL --help` tells more.\n\n"
+                                                   "Examples:\n\n"
+                                                   "  stquant train gpt2 --data text.txt --log run.jsonl\n"
+                                                   "  stquant train vit --data /usr/share/datasets/fashion-mnist\n",
+                                               .entries = models,
+                                               .count = 2};
+    return command_run_group(&group, argc, argv);
 }

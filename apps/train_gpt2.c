@@ -212,16 +212,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         options->prompt = argument;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0 || strcmp(argument, "gpt2") != 0) {
-            argp_failure(state, APP_USAGE, 0,
-                         "There is no model '%s'; the models are gpt2 and vit, and data are given with --data.",
-                         argument);
-        }
-        return 0;
-    case ARGP_KEY_NO_ARGS:
-        argp_failure(state, APP_USAGE, 0,
-                     "Which model? `stquant train gpt2 --data FILE` trains a GPT-2, `stquant train vit` a Vision "
-                     "Transformer.");
+        argp_failure(state, APP_USAGE, 0, "'%s' is not expected; text is given with --data.", argument);
         return 0;
     default:
         return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), options, key, argument, state)
@@ -235,11 +226,16 @@ static const struct argp_child children[] = {
 static const struct argp argp = {
     .options = option_list,
     .parser = parse,
-    .args_doc = "gpt2",
     .children = children,
     .doc = "Trains a GPT-2 on text.\v"
-           "Without further options the preset decides. Example:\n\n"
-           "  stquant train gpt2 --preset tiny --data text.txt --optimizer stquant --state-bits 5.0 --log run.jsonl\n\n"
+           "Where no option says otherwise, the preset decides. Ranks that mpirun starts share a batch out.\n\n"
+           "Examples:\n\n"
+           "  stquant train gpt2 --data text.txt --state-bits 5.0 --log run.jsonl\n"
+           "  stquant train gpt2 --data text.txt --optimizer adamw --tensorboard board\n"
+           "  stquant train gpt2 --data wiki.tokens --preset small --checkpoint run\n"
+           "  stquant train gpt2 --data wiki.tokens --preset small --checkpoint run \\\n"
+           "      --resume run\n"
+           "  mpirun -n 2 stquant train gpt2 --data text.txt --threads 1\n\n"
            "Exit status: 0, 1 when the run failed, 2 when the options make no sense, 130 or 143 when Ctrl-C or "
            "a termination signal ended it after a whole step."};
 

@@ -125,7 +125,7 @@ enum { DATA = 'd', PRESET = 'p', LAYERS = 0x3000, WIDTH, HEADS, PATCH, CLASSES, 
 
 static const struct argp_option option_list[] = {
     {0, 0, 0, 0, "Model:", HELP_MODEL},
-    {"preset", PRESET, "NAME", 0, "The model: tiny (default), small or base", HELP_MODEL},
+    {"preset", PRESET, "tiny|small|base", 0, "The model (tiny)", HELP_MODEL},
     {"layers", LAYERS, "N", 0, "Transformer blocks, instead of the preset's", HELP_MODEL},
     {"width", WIDTH, "N", 0, "Width of the residual stream, a multiple of the heads", HELP_MODEL},
     {"heads", HEADS, "N", 0, "Attention heads", HELP_MODEL},
@@ -172,9 +172,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         }
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0 || strcmp(argument, "vit") != 0) {
-            argp_failure(state, APP_USAGE, 0, "'%s' is not expected; images are given with --data.", argument);
-        }
+        argp_failure(state, APP_USAGE, 0, "'%s' is not expected; images are given with --data.", argument);
         return 0;
     default:
         return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), options, key, argument, state)
@@ -187,16 +185,16 @@ static const struct argp_child children[] = {{&train_options_argp, 0, 0, 0}, {0}
 static const struct argp argp = {
     .options = option_list,
     .parser = parse,
-    .args_doc = "vit",
     .children = children,
-    .doc =
-        "Trains a Vision Transformer on images.\v"
-        "Without further options the preset decides. Example:\n\n"
-        "  stquant train vit --data \"$(scripts/fetch-images)\" --optimizer stquant --state-bits 5.0 --log "
-        "run.jsonl\n\n"
-        "The validation set is the test set; its loss and the share of images whose likeliest class is right (top-1) "
-        "are logged. Exit status: 0, 1 when the run failed, 2 when the options make no sense, 130 or 143 when Ctrl-C "
-        "or a termination signal ended it after a whole step."};
+    .doc = "Trains a Vision Transformer on images.\v"
+           "Where no option says otherwise, the preset decides. The validation set is the test set; its loss and the "
+           "share "
+           "of images whose likeliest class is right (top-1) are logged.\n\n"
+           "Examples:\n\n"
+           "  stquant train vit --data \"$(scripts/fetch-images)\" --log run.jsonl\n"
+           "  stquant train vit --data cifar-10-batches-bin --preset small --dropout 0.1\n\n"
+           "Exit status: 0, 1 when the run failed, 2 when the options make no sense, 130 or 143 when Ctrl-C "
+           "or a termination signal ended it after a whole step."};
 
 static void parse_options(struct vit_options *options, int argc, char **argv) {
     *options = (struct vit_options){.preset = vit_preset_find("tiny"), .shift = 2, .flip = 1};

@@ -108,7 +108,7 @@ def check_repeating(folder, images):
 def refused(name, status, sentence, *arguments):
     run = train(*arguments)
     lines = run.stderr.strip().splitlines()
-    report(name, run.returncode == status and sentence in run.stderr and lines[0].startswith("stquant train: ")
+    report(name, run.returncode == status and sentence in run.stderr and lines[0].startswith("stquant train vit: ")
            and len(lines) == 1, (run.returncode, run.stderr))
 
 
