@@ -45,7 +45,7 @@ def words(count, seed=1):
 def refused(name, status, parts, result, absent=()):
     """Exit status, one sentence on standard error with these parts, none of the files."""
     sentence = result.stderr.strip()
-    lines = [line for line in sentence.splitlines() if not line.startswith("Try ")]
+    lines = sentence.split("\nTry `")[0].splitlines()  # what argp adds may go on in another line
     good = result.returncode == status and len(lines) == 1 and all(part in sentence for part in parts)
     good = good and not any(pathlib.Path(path).exists() for path in absent)
     check(f"refused: {name}", good, f"status {result.returncode}: {sentence!r}")
