@@ -359,7 +359,9 @@ static stq_status parse_root(stq_document *document, uint64_t file_bytes, const 
 
 stq_status stq_document_parse(stq_document *document, const char *text, uint64_t file_bytes, const char *what) {
     *document = (stq_document){0};
-    STQ_CHECK(stq_json_parse(text, strlen(text), stq_json_most_values(file_bytes), what, &document->root));
+    place where;
+    snprintf(where.text, sizeof where.text, "%.200s: the description in the header", what);
+    STQ_CHECK(stq_json_parse(text, strlen(text), 0, stq_json_most_values(file_bytes), where.text, &document->root));
     stq_status status = parse_root(document, file_bytes, what);
     if (status != STQ_OK)
         stq_document_release(document);

@@ -104,7 +104,9 @@ static stq_status check_own_checksum(const char *text, uint64_t bytes, const cha
     memset(copy + (at - text) + DIGITS_AT, '0', DIGITS);
     bool right = stq_parse_word(digits, &expected) && stq_checksum(copy, bytes) == expected;
     free(copy);
-    return right ? STQ_OK : stq_error(STQ_CORRUPT, "%s: the index does not match its own checksum.", path);
+    return right ? STQ_OK
+                 : stq_error(STQ_CORRUPT, "%s: the index (offsets 0 to %" PRIu64 ") does not match its own checksum.",
+                             path, bytes);
 }
 
 static stq_status parse_root(stq_index *index, const char *text, uint64_t bytes, const char *path) {
@@ -127,7 +129,7 @@ static stq_status parse_root(stq_index *index, const char *text, uint64_t bytes,
 stq_status stq_index_parse(stq_index *index, const char *text, uint64_t bytes, const char *path) {
     *index = (stq_index){.bytes = bytes};
     /* An index has one value for about twenty bytes, and nothing beside it. */
-    STQ_CHECK(stq_json_parse(text, bytes, 1024 + bytes / 4, path, &index->root));
+    STQ_CHECK(stq_json_parse(text, bytes, 0, 1024 + bytes / 4, path, &index->root));
     stq_status status = parse_root(index, text, bytes, path);
     if (status != STQ_OK)
         stq_index_release(index);

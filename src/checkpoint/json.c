@@ -35,7 +35,8 @@ static void scan(const char *text, uint64_t bytes, uint64_t *values, int *deepes
 
 uint64_t stq_json_most_values(uint64_t file_bytes) { return (UINT64_C(1) << 16) + file_bytes / 32; }
 
-stq_status stq_json_parse(const char *text, uint64_t bytes, uint64_t most_values, const char *what, json_t **object) {
+stq_status stq_json_parse(const char *text, uint64_t bytes, uint64_t offset, uint64_t most_values, const char *what,
+                          json_t **object) {
     uint64_t values;
     int depth;
     *object = NULL;
@@ -48,7 +49,8 @@ stq_status stq_json_parse(const char *text, uint64_t bytes, uint64_t most_values
     json_error_t error;
     json_t *root = json_loadb(text, (size_t)bytes, JSON_REJECT_DUPLICATES, &error);
     if (root == NULL)
-        return stq_error(STQ_CORRUPT, "%s: not valid JSON at byte %d: %s.", what, error.position, error.text);
+        return stq_error(STQ_CORRUPT, "%s: not valid JSON at offset %" PRIu64 ": %s.", what,
+                         offset + (uint64_t)(error.position > 0 ? error.position : 0), error.text);
     if (!json_is_object(root)) {
         json_decref(root);
         return stq_error(STQ_CORRUPT, "%s: a JSON object is expected.", what);

@@ -11,9 +11,10 @@ enum { STQ_JSON_DEPTH = 32 };
 /*
  * Parses an object. Refused as STQ_CORRUPT, before memory is spent on it: nesting deeper than STQ_JSON_DEPTH, and more
  * values than `most_values`; then: anything that is not JSON, duplicate keys, a value that is no object. `what` names
- * the text in messages.
+ * the text in messages, which count offsets from `offset` on: where the text begins in its file.
  */
-stq_status stq_json_parse(const char *text, uint64_t bytes, uint64_t most_values, const char *what, json_t **object);
+stq_status stq_json_parse(const char *text, uint64_t bytes, uint64_t offset, uint64_t most_values, const char *what,
+                          json_t **object);
 
 /*
  * Most values that the JSON of a file of `file_bytes` may have. A value of two bytes of text costs up to a hundred

@@ -1,5 +1,6 @@
 /* load.c - arrays and states out of an opened checkpoint. */
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -197,6 +198,15 @@ void stq_release_planes(stq_planes *planes) {
 
 /* ---- The optimizer ---- */
 
+/* The optimizer knows the tensor that a sentence is about, but not from which file its state came. */
+static stq_status name_file(stq_status status, const char *path) {
+    char sentence[512];
+    if (status != STQ_CORRUPT || strstr(stq_last_error(), path) != NULL)
+        return status;
+    snprintf(sentence, sizeof sentence, "%s", stq_last_error());
+    return stq_error(status, "%s: %s", path, sentence);
+}
+
 /* One state of one slice on its way into the optimizer. */
 typedef struct state_job {
     const stq_slice *slice;
@@ -214,11 +224,13 @@ typedef struct state_jobs {
 static stq_status load_state(void *context, size_t index) {
     const state_jobs *jobs = context;
     const state_job *job = &jobs->list[index];
+    const char *path = jobs->checkpoint->files[job->slice->file].path;
     stq_planes planes;
     stq_status status = stq_read_slice_planes(jobs->checkpoint, job->slice, job->state, &planes);
     if (status == STQ_OK)
         status = stq_adamw_write_state(jobs->optimizer, job->index, job->state, &planes, job->slice->first,
                                        job->slice->count);
+    status = name_file(status, path);
     stq_release_planes(&planes);
     return status;
 }
@@ -293,10 +305,11 @@ static stq_status restore(const stq_checkpoint *c, stq_adamw *optimizer, const s
     for (size_t i = 0; i < optimizer->tensor_count; i++)
         records[i] = matches[i]->record;
     stq_adamw_record record = choose_record(c, optimizer, matches);
-    STQ_CHECK(stq_adamw_fit(optimizer, &record, records, optimizer->tensor_count, changed));
+    STQ_CHECK(
+        name_file(stq_adamw_fit(optimizer, &record, records, optimizer->tensor_count, changed), c->files[0].path));
     if (*changed)
         record.peak_bytes = 0;
-    return stq_adamw_restore(optimizer, &record, records, optimizer->tensor_count);
+    return name_file(stq_adamw_restore(optimizer, &record, records, optimizer->tensor_count), c->files[0].path);
 }
 
 stq_status stq_checkpoint_load_optimizer(const stq_checkpoint *c, stq_adamw *optimizer, bool *changed) {

@@ -38,13 +38,13 @@ static void add_second(power *sum, const stq_planes *planes, int64_t i) {
 }
 
 static void add_planes(power *sum, const stq_planes *planes, stq_state state, int64_t count) {
-    if (stq_is_shared(planes->bits))
+    if (planes->bits == 0 || stq_is_shared(planes->bits))
         return;
     for (int64_t i = 0; i < count; i++) {
         if (planes->bits == STQ_BITS_FLOAT32) {
             double value = (double)((const float *)(const void *)planes->base)[i];
             sum->signal += state == STQ_FIRST_MOMENT ? value * value : value;
-        } else if (planes->bits != 0 && planes->scales[i / STQ_BLOCK] != 0) {
+        } else if (planes->scales[i / STQ_BLOCK] != 0) {
             if (state == STQ_FIRST_MOMENT)
                 add_first(sum, planes, i);
             else

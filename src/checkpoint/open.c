@@ -79,10 +79,8 @@ static stq_status read_header(stq_part_file *file, const stq_index_file *listed)
             stq_error(STQ_CORRUPT, "%s has %" PRIu64 " bytes, by the index %" PRIu64 "; it is cut off or not its own.",
                       file->path, file->bytes, listed->bytes);
     if (status == STQ_OK)
-        status = stq_header_read(&file->header, descriptor, file->bytes, file->path, &checksum);
-    if (status == STQ_OK && listed && listed->has_checksum && listed->checksum != checksum)
-        status = stq_error(STQ_CORRUPT, "%s: the header (offsets 0 to %" PRIu64 ") does not match its checksum.",
-                           file->path, file->header.data_start);
+        status = stq_header_read(&file->header, descriptor, file->bytes, file->path,
+                                 listed && listed->has_checksum ? &listed->checksum : NULL, &checksum);
     file->ours = file->header.metadata != NULL;
     if (status == STQ_OK && file->ours)
         status = stq_document_parse(&file->document, file->header.metadata, file->bytes, file->path);

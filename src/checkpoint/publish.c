@@ -98,7 +98,7 @@ static stq_status collect_part(const stq_publication *p, int folder, uint32_t ra
         status = stq_file_error("open", path, errno);
     if (status == STQ_OK) {
         *file = (stq_index_file){.name = all->names[rank], .bytes = (uint64_t)status_of.st_size};
-        status = stq_header_read(&header, descriptor, file->bytes, path, &file->checksum);
+        status = stq_header_read(&header, descriptor, file->bytes, path, NULL, &file->checksum);
     }
     if (status == STQ_OK)
         status = check_origin(p, &header, file->bytes, rank, path);

@@ -182,8 +182,8 @@ stq_status stq_header_parse(stq_header *header, const uint8_t *text, uint64_t by
     STQ_CHECK(check_length(text, file_bytes, path, &length));
     if (length > bytes - STQ_HEADER_LENGTH_BYTES || text[STQ_HEADER_LENGTH_BYTES] != '{')
         return stq_error(STQ_CORRUPT, "%s: no JSON header at offset 8; it is no safetensors file.", path);
-    STQ_CHECK(stq_json_parse((const char *)text + STQ_HEADER_LENGTH_BYTES, length, stq_json_most_values(file_bytes),
-                             path, &header->root));
+    STQ_CHECK(stq_json_parse((const char *)text + STQ_HEADER_LENGTH_BYTES, length, STQ_HEADER_LENGTH_BYTES,
+                             stq_json_most_values(file_bytes), path, &header->root));
     header->data_start = STQ_HEADER_LENGTH_BYTES + length;
     size_t members = json_object_size(header->root);
     stq_status status = STQ_OK;
@@ -200,7 +200,7 @@ stq_status stq_header_parse(stq_header *header, const uint8_t *text, uint64_t by
 }
 
 stq_status stq_header_read(stq_header *header, int descriptor, uint64_t file_bytes, const char *path,
-                           uint64_t *checksum) {
+                           const uint64_t *expected, uint64_t *checksum) {
     uint8_t length_field[STQ_HEADER_LENGTH_BYTES];
     uint64_t length;
     *header = (stq_header){0};
@@ -215,6 +215,11 @@ stq_status stq_header_read(stq_header *header, int descriptor, uint64_t file_byt
     stq_status status = stq_file_read(descriptor, path, text, bytes, 0);
     if (status == STQ_OK) {
         *checksum = stq_checksum(text, bytes);
+        if (expected && *checksum != *expected)
+            status = stq_error(STQ_CORRUPT, "%s: the header (offsets 0 to %" PRIu64 ") does not match its checksum.",
+                               path, bytes);
+    }
+    if (status == STQ_OK) {
         status = stq_header_parse(header, text, bytes, file_bytes, path);
     }
     free(text);

@@ -54,9 +54,10 @@ typedef struct stq_header {
 stq_status stq_header_parse(stq_header *header, const uint8_t *text, uint64_t bytes, uint64_t file_bytes,
                             const char *path);
 
-/* Reads and parses the header of an open file; *checksum receives XXH3 of everything before the data. */
+/* Reads and parses the header of an open file; *checksum receives XXH3 of everything before the data. Another than
+ * *expected (NULL: none is) is refused before anything is parsed. */
 stq_status stq_header_read(stq_header *header, int descriptor, uint64_t file_bytes, const char *path,
-                           uint64_t *checksum);
+                           const uint64_t *expected, uint64_t *checksum);
 
 void stq_header_release(stq_header *header);
 

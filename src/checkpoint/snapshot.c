@@ -156,7 +156,7 @@ static stq_status parse_application(const char *text, json_t **application) {
     *application = NULL;
     if (text == NULL)
         return STQ_OK;
-    if (stq_json_parse(text, strlen(text), UINT64_MAX, "The application's description", application) == STQ_OK)
+    if (stq_json_parse(text, strlen(text), 0, UINT64_MAX, "The application's description", application) == STQ_OK)
         return STQ_OK;
     return stq_error(STQ_INVALID_ARGUMENT, "The application's description is no JSON object.");
 }

@@ -1,0 +1,55 @@
+/* libFuzzer's entry for files of checkpoints: what begins with a brace is an index, anything else a safetensors file.
+ * scripts/check-fuzz builds and runs it. */
+#define _GNU_SOURCE
+#include "read_anything.h"
+
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "checkpoint/index.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* A file in memory, whose path is readable like any other's. */
+static void fill_file(const uint8_t *data, size_t size, char path[64]) {
+    static int file = -1;
+    if (file < 0)
+        file = memfd_create("input", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, 0) != 0 || pwrite(file, data, size, 0) != (ssize_t)size)
+        abort();
+    snprintf(path, 64, "/proc/self/fd/%d", file);
+}
+
+static stq_status read_index(const uint8_t *data, size_t size) {
+    stq_index index;
+    char *text = malloc(size + 1); /* as files are loaded: with a zero byte behind them */
+    if (text == NULL)
+        abort();
+    memcpy(text, data, size);
+    text[size] = 0;
+    stq_status status = stq_index_parse(&index, text, size, "index");
+    if (status == STQ_OK)
+        stq_index_release(&index);
+    free(text);
+    return status;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    char path[64];
+    stq_status status;
+    omp_set_num_threads(1);
+    if (size > 0 && data[0] == '{') {
+        status = read_index(data, size);
+    } else {
+        fill_file(data, size, path);
+        status = read_anything(path);
+    }
+    /* Every refusal has a sentence. */
+    if (status != STQ_OK && strlen(stq_last_error()) < 10)
+        abort();
+    return 0;
+}
