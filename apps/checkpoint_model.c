@@ -113,6 +113,29 @@ static enum app_status find_shape(struct checkpoint_model *model, const char *pa
     return app_fail(APP_FAILED, "%s holds no model that this command knows: a GPT-2 or a Vision Transformer.", path);
 }
 
+// How the weights are quantized, as the run told it (training_describe).
+static enum app_status find_qat(struct checkpoint_model *model, const char *path) {
+    const char *estimator = json_string_value(json_object_get(model->application, "qat_estimator"));
+    const json_t *amplitudes = json_object_get(model->application, "qat_amplitudes");
+    stq_qat_config *qat = &model->qat;
+    *qat = stq_qat_defaults();
+    qat->bits = (uint32_t)checkpoint_model_number(model, "qat_bits", 0);
+    qat->softness = checkpoint_model_number(model, "qat_softness", qat->softness);
+    qat->estimator = estimator && strcmp(estimator, "ste") == 0   ? STQ_QAT_STRAIGHT_THROUGH
+                     : estimator && strcmp(estimator, "dsq") == 0 ? STQ_QAT_SOFT
+                                                                  : STQ_QAT_STABLE;
+    for (size_t k = 0; k < json_array_size(amplitudes) && k < STQ_QAT_MAX_HARMONICS; k++) {
+        qat->amplitudes[k] = json_number_value(json_array_get(amplitudes, k));
+        qat->harmonics = (uint32_t)k + 1;
+    }
+    if (qat->bits && stq_qat_check(qat, 1) != STQ_OK) {
+        return app_fail(APP_FAILED, "%s does not tell how its weights are quantized: %s", path, stq_last_error());
+    }
+    model->is_packed = qat->bits && json_object_get(model->application, "packed") != NULL;
+    model->gpt2.qat = model->vit.qat = model->is_packed ? (stq_qat_config){0} : *qat;
+    return APP_OK;
+}
+
 enum app_status checkpoint_model_open(const char *path, int64_t heads, struct checkpoint_model *model) {
     *model = (struct checkpoint_model){.prefix = ""};
     enum app_status status = resume_open(path, INT64_MAX, &model->checkpoint);
@@ -122,9 +145,63 @@ enum app_status checkpoint_model_open(const char *path, int64_t heads, struct ch
     stq_checkpoint_describe(model->checkpoint, &model->info);
     model->application = checkpoint_application(model->checkpoint);
     status = find_shape(model, path, heads);
+    if (status == APP_OK) {
+        status = find_qat(model, path);
+    }
     if (status != APP_OK) {
         checkpoint_model_close(model);
     }
+    return status;
+}
+
+static enum app_status library_failure(void) { return app_fail(APP_FAILED, "%s", stq_last_error()); }
+
+// One weight (inputs, outputs) from its codes (outputs, inputs) and steps (outputs).
+static enum app_status load_packed(const struct checkpoint_model *model, const struct parameter *weight) {
+    char names[2][64];
+    const uint64_t bytes = stq_qat_packed_bytes(&model->qat, weight->cols, weight->rows);
+    const int64_t code_shape[] = {(int64_t)bytes}, step_shape[] = {weight->cols};
+    uint8_t *codes = malloc((size_t)bytes);
+    float *steps = malloc((size_t)weight->cols * sizeof(*steps));
+    quantizer_name(weight->name, CODES_SUFFIX, names[0]);
+    quantizer_name(weight->name, ".steps", names[1]);
+    const stq_array arrays[] = {stq_array_whole(names[0], STQ_UINT8, 1, code_shape, codes),
+                                stq_array_whole(names[1], STQ_FLOAT32, 1, step_shape, steps)};
+    enum app_status status = APP_OK;
+    if (!codes || !steps) {
+        status = app_fail(APP_FAILED, "There is no memory for the codes of '%s'.", weight->name);
+    } else if (stq_checkpoint_load_arrays(model->checkpoint, arrays, 2) != STQ_OK) {
+        status = library_failure();
+    } else {
+        status = quantizer_unpack(weight, steps, &model->qat, codes);
+    }
+    free(codes);
+    free(steps);
+    return status;
+}
+
+enum app_status checkpoint_model_load(const struct checkpoint_model *model, const struct parameter_set *set) {
+    if (!model->is_packed) {
+        return load_parameters(model->checkpoint, set, model->prefix);
+    }
+    struct parameter_set plain = *set;
+    plain.count = 0;
+    plain.list = calloc((size_t)set->count, sizeof(*plain.list));
+    if (!plain.list) {
+        return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", set->count);
+    }
+    enum app_status status = APP_OK;
+    for (int i = 0; status == APP_OK && i < set->count; i++) {
+        if (quantizer_applies(&set->list[i])) {
+            status = load_packed(model, &set->list[i]);
+        } else {
+            plain.list[plain.count++] = set->list[i];
+        }
+    }
+    if (status == APP_OK) {
+        status = load_parameters(model->checkpoint, &plain, model->prefix);
+    }
+    free(plain.list);
     return status;
 }
 
@@ -133,7 +210,7 @@ enum app_status checkpoint_model_create(const struct checkpoint_model *checkpoin
     enum app_status status = checkpoint->is_vit ? vit_create(&checkpoint->vit, examples, threads, 0, model)
                                                 : gpt2_create(&checkpoint->gpt2, examples, length, threads, 0, model);
     if (status == APP_OK) {
-        status = load_parameters(checkpoint->checkpoint, &(*model)->parameters, checkpoint->prefix);
+        status = checkpoint_model_load(checkpoint, &(*model)->parameters);
     }
     return status;
 }

@@ -17,11 +17,19 @@ struct checkpoint_model {
     struct gpt2_config gpt2;
     struct vit_config vit;
     const char *prefix; // before the parameters' names: "" or "transformer."
+    stq_qat_config qat; // of its weights; bits 0 where they are used as they are
+    int is_packed;      // 1: quantized weights are codes and steps (docs/qat.md); gpt2.qat and vit.qat have bits 0
 };
 
 // Opens `path`: a run's folder, a checkpoint's, one of another program, or a file. `heads` is used where nothing tells
 // the number of heads (0: one for 64 columns). On failure nothing stays open.
 enum app_status checkpoint_model_open(const char *path, int64_t heads, struct checkpoint_model *model);
+
+// The name of the codes of a quantized weight.
+#define CODES_SUFFIX ".codes"
+
+// Reads the parameters, unpacking packed ones; those of gpt2 or vit, or of their description.
+enum app_status checkpoint_model_load(const struct checkpoint_model *checkpoint, const struct parameter_set *set);
 
 // Makes the model for batches of up to `examples` (of `length` tokens) and reads its parameters.
 enum app_status checkpoint_model_create(const struct checkpoint_model *checkpoint, int64_t examples, int64_t length,

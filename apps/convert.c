@@ -9,6 +9,7 @@
 
 #include "checkpoint_model.h"
 #include "command.h"
+#include "packed.h"
 #include "train/log.h"
 #include "train/save.h"
 
@@ -25,7 +26,7 @@ static const struct argp_option options[] = {
     {"to", FORMAT, "checkpoint|float32|torch|gpt2", 0,
      "checkpoint: a run's folder, to --resume from (default); float32: the same with float32 states; torch: one file "
      "with float32 parameters and the states of PyTorch's AdamW; gpt2: a folder of weights as Hugging Face's GPT-2 has "
-     "them",
+     "them; packed: the low-bit weights of a run with --qat, to evaluate",
      0},
     {"state-bits", STATE_BITS, "B", 0, "Widths under this cap, in bits per state value with everything included", 0},
     {"m-bits", M_BITS, "N", 0, "Width of the first moments, 2 to 8", 0},
@@ -34,11 +35,11 @@ static const struct argp_option options[] = {
     {0}};
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
-    static const char *const formats[] = {"checkpoint", "float32", "torch", "gpt2"};
+    static const char *const formats[] = {"checkpoint", "float32", "torch", "gpt2", "packed"};
     struct settings *settings = state->input;
     switch (key) {
     case FORMAT:
-        settings->format = command_choice(state, "to", argument, formats, 4);
+        settings->format = command_choice(state, "to", argument, formats, 5);
         return 0;
     case STATE_BITS:
         settings->state_bits = command_real(state, "state-bits", argument, 0.1, 64);
@@ -111,7 +112,7 @@ static enum app_status read_arrays(const stq_checkpoint *checkpoint, int as_floa
     for (size_t i = 0; i < info.array_count; i++) {
         stq_array *array = &arrays->list[i];
         stq_checkpoint_array(checkpoint, i, array);
-        array->type = as_float32 ? STQ_FLOAT32 : array->type;
+        array->type = as_float32 && array->type != STQ_UINT8 ? STQ_FLOAT32 : array->type;
         array->data = malloc((size_t)array->count * stq_dtype_size(array->type) + 1);
         arrays->count++;
         if (!array->data) {
@@ -503,7 +504,12 @@ static enum app_status write_gpt2(const struct settings *settings) {
         status = parameters_allocate(&set, 0);
     }
     if (status == APP_OK) {
-        status = load_parameters(source.checkpoint, &set, source.prefix);
+        status = checkpoint_model_load(&source, &set);
+    }
+    // Steps are unknown there: their weights are written as the model computes with them.
+    if (status == APP_OK && source.gpt2.qat.bits) {
+        status = quantizer_round(&set, &source.gpt2.qat);
+        set.count -= (int)source.gpt2.layers * 4;
     }
     if (status == APP_OK && mkdir(settings->to, 0777) != 0 && access(settings->to, W_OK) != 0) {
         status = app_fail(APP_FAILED, "Cannot write to the folder %s; give another one.", settings->to);
@@ -532,7 +538,7 @@ static enum app_status check(const struct settings *settings) {
     if (packed && strcmp(settings->format, "checkpoint") != 0) {
         return app_fail(APP_USAGE, "--to %s has no packed states; leave the widths out.", settings->format);
     }
-    const int single = strcmp(settings->format, "torch") == 0 || strcmp(settings->format, "gpt2") == 0;
+    const int single = strcmp(settings->format, "checkpoint") != 0 && strcmp(settings->format, "float32") != 0;
     if (single && settings->ranks > 1) {
         return app_fail(APP_USAGE, "--to %s is one file; leave --ranks out.", settings->format);
     }
@@ -546,6 +552,9 @@ static enum app_status convert(const struct settings *settings) {
     }
     if (strcmp(settings->format, "gpt2") == 0) {
         return write_gpt2(settings);
+    }
+    if (strcmp(settings->format, "packed") == 0) {
+        return packed_write(settings->from, settings->to);
     }
     struct conversion c = {.settings = settings};
     stq_checkpoint *checkpoint;

@@ -161,7 +161,7 @@ static json_t *format_row(const struct row *row) {
 }
 
 static json_t *format_arrays(const stq_checkpoint *checkpoint) {
-    static const char *const types[] = {"F32", "BF16", "F16"};
+    static const char *const types[] = {"F32", "BF16", "F16", "U8"};
     json_t *list = json_array();
     stq_array array;
     for (size_t i = 0; stq_checkpoint_array(checkpoint, i, &array) == STQ_OK; i++) {

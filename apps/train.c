@@ -50,6 +50,24 @@ static enum app_status check_memory(const struct training *training, struct dema
                     memory_text(demand->activations, parts[3]), memory_text(available, available_text));
 }
 
+static void print_qat(const stq_qat_config *qat) {
+    if (!qat->bits) {
+        return;
+    }
+    printf("weights    attention and MLP at %u bits, ", qat->bits);
+    if (qat->estimator == STQ_QAT_STRAIGHT_THROUGH) {
+        printf("straight-through gradients\n");
+    } else if (qat->estimator == STQ_QAT_SOFT) {
+        printf("DSQ gradients of softness %g\n", qat->softness);
+    } else {
+        printf("stable gradients of amplitude%s", qat->harmonics > 1 ? "s" : "");
+        for (uint32_t k = 0; k < qat->harmonics; k++) {
+            printf(k ? ", %g" : " %g", qat->amplitudes[k]);
+        }
+        printf("\n");
+    }
+}
+
 static void print_head(const struct training *training, const struct demand *demand) {
     char bytes[5][32];
     training->kind->print_head(training);
@@ -57,7 +75,30 @@ static void print_head(const struct training *training, const struct demand *dem
            memory_text(demand->gradients, bytes[1]), memory_text(demand->activations, bytes[2]));
     printf("optimizer  %s: states %s; float32 states would take %s\n", training->options->optimizer,
            memory_text(demand->states, bytes[3]), memory_text(2 * demand->parameters, bytes[4]));
+    print_qat(&training->options->qat);
     fflush(stdout);
+}
+
+// What the log and the checkpoints tell of quantization-aware training; checkpoint_model.c reads it.
+static void describe_qat(const struct train_options *options, json_t *run) {
+    static const char *const estimators[] = {
+        [STQ_QAT_STRAIGHT_THROUGH] = "ste", [STQ_QAT_STABLE] = "stable", [STQ_QAT_SOFT] = "dsq"};
+    const stq_qat_config *qat = &options->qat;
+    if (!qat->bits) {
+        return;
+    }
+    json_object_set_new(run, "qat_bits", json_integer(qat->bits));
+    json_object_set_new(run, "qat_estimator", json_string(estimators[qat->estimator]));
+    json_object_set_new(run, "qat_step_rate", json_real(options->qat_step_rate));
+    if (qat->estimator == STQ_QAT_STABLE) {
+        json_t *amplitudes = json_array();
+        for (uint32_t k = 0; k < qat->harmonics; k++) {
+            json_array_append_new(amplitudes, json_real(qat->amplitudes[k]));
+        }
+        json_object_set_new(run, "qat_amplitudes", amplitudes);
+    } else if (qat->estimator == STQ_QAT_SOFT) {
+        json_object_set_new(run, "qat_softness", json_real(qat->softness));
+    }
 }
 
 json_t *training_describe(const struct training *training) {
@@ -74,6 +115,7 @@ json_t *training_describe(const struct training *training) {
                   "seed", (json_int_t)options->seed, "threads", (json_int_t)options->threads);
     json_object_update(run, rest);
     json_decref(rest);
+    describe_qat(options, run);
     return run;
 }
 

@@ -63,6 +63,9 @@ static enum app_status settle(struct training *training) {
                                                      .seed = (uint64_t)options->shared.seed,
                                                      .tokenizer = gpt2->tokenizer};
     if (status == APP_OK) {
+        status = train_options_qat(&options->shared, &gpt2->config.qat);
+    }
+    if (status == APP_OK) {
         status = gpt2_check(&gpt2->config);
     }
     if (status == APP_OK && options->sequence_length > gpt2->config.context) {

@@ -42,6 +42,11 @@ enum {
     KEEP,
     RESUME,
     INIT,
+    QAT,
+    QAT_ESTIMATOR,
+    QAT_AMPLITUDE,
+    QAT_SOFTNESS,
+    QAT_STEP_RATE,
 };
 
 static const struct argp_option option_list[] = {
@@ -84,6 +89,18 @@ static const struct argp_option option_list[] = {
      "Widths of the tensors with such names: 2 to 8, 32, or auto; V may be row or column (one mean each) or coded "
      "(not shared). May be given several times",
      HELP_STATES},
+    {0, 0, 0, 0, "Quantization-aware training (docs/qat.md):", HELP_QUANTIZATION},
+    {"qat", QAT, "BITS", 0,
+     "Compute with the weights of attention and MLP rounded to 1 to 8 bits, with a learned step for each output; the "
+     "optimizer keeps training the weights behind them. Usually from a float32 run, by --init",
+     HELP_QUANTIZATION},
+    {"qat-estimator", QAT_ESTIMATOR, "NAME", 0,
+     "How gradients pass the rounding: stable (default), ste (straight through) or dsq", HELP_QUANTIZATION},
+    {"qat-amplitude", QAT_AMPLITUDE, "A,...", 0,
+     "stable: amplitudes of the harmonics (0.21); one alone must be below 0.2251", HELP_QUANTIZATION},
+    {"qat-softness", QAT_SOFTNESS, "X", 0, "dsq: between 0 and 1, smaller is steeper (0.2)", HELP_QUANTIZATION},
+    {"qat-step-rate", QAT_STEP_RATE, "X", 0, "Learning rate of the steps, as a share of the weights' (1)",
+     HELP_QUANTIZATION},
     {0, 0, 0, 0, "Output:", HELP_OUTPUT},
     {"validate-every", VALIDATE_EVERY, "N", 0, "Steps between validations (a tenth of the run); 0, only the last",
      HELP_OUTPUT},
@@ -137,6 +154,7 @@ static const struct command_number numbers[] = {
     REAL(STATE_BITS, "state-bits", state_bits, 0, 64),
     REAL(ANNEALING, "annealing", annealing, 0, 1),
     REAL(ERROR_COMPENSATION, "error-compensation", error_compensation, 0, 1),
+    REAL(QAT_STEP_RATE, "qat-step-rate", qat_step_rate, 0, 1e3),
 };
 
 void train_options_add_data(struct train_options *options, const char *path, const struct argp_state *state) {
@@ -154,6 +172,52 @@ static void refuse_failure(enum app_status status, const struct argp_state *stat
     if (status != APP_OK) {
         argp_failure(state, status, 0, "%s", app_failure());
     }
+}
+
+// "0.21" or "0.2,0.01": the amplitudes of the harmonics.
+static void parse_amplitudes(stq_qat_config *qat, const char *argument, const struct argp_state *state) {
+    const char *rest = argument;
+    qat->harmonics = 0;
+    do {
+        char *end;
+        const double amplitude = strtod(rest, &end);
+        if (end == rest || (*end != 0 && *end != ',') || !isfinite(amplitude) ||
+            qat->harmonics == STQ_QAT_MAX_HARMONICS) {
+            argp_failure(state, APP_USAGE, 0, "--qat-amplitude takes up to %d numbers, separated by commas, not '%s'.",
+                         STQ_QAT_MAX_HARMONICS, argument);
+            return;
+        }
+        qat->amplitudes[qat->harmonics++] = amplitude;
+        rest = *end ? end + 1 : end;
+    } while (*rest);
+}
+
+static error_t parse_qat(int key, char *argument, struct argp_state *state) {
+    static const char *const estimators[] = {"ste", "stable", "dsq"};
+    struct train_options *options = state->input;
+    switch (key) {
+    case QAT:
+        options->qat.bits = (uint32_t)command_integer(state, "qat", argument, 1, 8);
+        return 0;
+    case QAT_ESTIMATOR:
+        options->qat_estimator = command_choice(state, "qat-estimator", argument, estimators, 3);
+        options->qat.estimator = strcmp(argument, "ste") == 0   ? STQ_QAT_STRAIGHT_THROUGH
+                                 : strcmp(argument, "dsq") == 0 ? STQ_QAT_SOFT
+                                                                : STQ_QAT_STABLE;
+        break;
+    case QAT_AMPLITUDE:
+        parse_amplitudes(&options->qat, argument, state);
+        break;
+    case QAT_SOFTNESS:
+        options->qat.softness = command_real(state, "qat-softness", argument, 1e-6, 1 - 1e-6);
+        break;
+    default:
+        return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), options, key, argument, state)
+                   ? 0
+                   : ARGP_ERR_UNKNOWN;
+    }
+    options->qat_details = 1;
+    return 0;
 }
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
@@ -199,9 +263,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         options->resume = argument;
         return 0;
     default:
-        return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), options, key, argument, state)
-                   ? 0
-                   : ARGP_ERR_UNKNOWN;
+        return parse_qat(key, argument, state);
     }
 }
 
@@ -224,7 +286,10 @@ void train_options_begin(struct train_options *options) {
                                       .state_bits = NAN,
                                       .decide_every = policy.decide_every,
                                       .annealing = policy.annealing,
+                                      .qat = stq_qat_defaults(),
+                                      .qat_step_rate = 1,
                                       .seed = 1};
+    options->qat.bits = 0;
 }
 
 void train_options_complete(struct train_options *options, const struct train_preset *preset) {
@@ -259,6 +324,16 @@ static enum app_status fixed_widths(const struct train_options *options, stq_pol
     return APP_OK;
 }
 
+enum app_status train_options_qat(const struct train_options *options, stq_qat_config *qat) {
+    *qat = options->qat;
+    if (options->qat.bits) {
+        return quantizer_check(qat);
+    }
+    return options->qat_details
+               ? app_fail(APP_USAGE, "The options of an estimator need --qat, with the bits of a weight.")
+               : APP_OK;
+}
+
 enum app_status train_options_optimizer(const struct train_options *options, struct optimizer_settings *settings) {
     stq_policy_config policy = stq_policy_defaults();
     policy.decide_every = options->decide_every;
@@ -287,6 +362,7 @@ enum app_status train_options_optimizer(const struct train_options *options, str
                                             .epsilon = options->epsilon,
                                             .weight_decay = options->weight_decay,
                                             .clip = options->clip,
+                                            .step_rate = options->qat_step_rate,
                                             .seed = (uint64_t)options->seed,
                                             .error_compensation = options->error_compensation,
                                             .threads = (int)options->threads};

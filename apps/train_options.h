@@ -3,6 +3,7 @@
 #define STQUANT_TRAIN_OPTIONS_H
 
 #include <stdint.h>
+#include <stquant/qat.h>
 
 #include "command.h"
 #include "train/optimizer.h"
@@ -28,6 +29,11 @@ struct train_options {
     struct width_rules widths; // --bits-for and the patterns of --shared-v
     int shared_v;              // 1: second moments may be shared
 
+    stq_qat_config qat;        // of --qat and its estimator; bits 0 without
+    double qat_step_rate;      // learning rate of the steps, as a share
+    const char *qat_estimator; // null where not given
+    int qat_details;           // options were given that need --qat
+
     int64_t seed;
     int64_t threads; // 0 = all
     const char *log, *summary, *tensorboard, *trace;
@@ -36,7 +42,7 @@ struct train_options {
 };
 
 // Groups of the help text: models put their own options around those that all have in common.
-enum { HELP_MODEL = 1, HELP_DATA, HELP_TRAINING, HELP_STATES, HELP_OUTPUT };
+enum { HELP_MODEL = 1, HELP_DATA, HELP_TRAINING, HELP_STATES, HELP_QUANTIZATION, HELP_OUTPUT };
 
 // The options in common, as a child of a model's argp; its input is the struct train_options.
 extern const struct argp train_options_argp;
@@ -49,6 +55,9 @@ void train_options_begin(struct train_options *options);
 
 // Fills in what the preset decides; after parsing.
 void train_options_complete(struct train_options *options, const struct train_preset *preset);
+
+// Refuses a quantization-aware training that cannot be. `qat` gets bits 0 where none is asked for.
+enum app_status train_options_qat(const struct train_options *options, stq_qat_config *qat);
 
 // The optimizer that the options ask for. Refuses widths that do not exist.
 enum app_status train_options_optimizer(const struct train_options *options, struct optimizer_settings *settings);

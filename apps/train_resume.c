@@ -22,6 +22,28 @@ json_t *training_application(const struct training *training) {
     return application;
 }
 
+// Bits of the weights in a run's description; 0 without quantization-aware training.
+static json_int_t qat_bits(const json_t *run) { return json_integer_value(json_object_get(run, "qat_bits")); }
+
+static enum app_status check_qat(const char *path, const json_t *saved, const json_t *now) {
+    const long long was = qat_bits(saved), is = qat_bits(now);
+    if (json_object_get(saved, "packed")) {
+        return app_fail(APP_USAGE,
+                        "%s holds packed weights, which cannot be trained; use the checkpoint that they "
+                        "were made of.",
+                        path);
+    }
+    if (!saved || was == is) {
+        return APP_OK;
+    }
+    if (was == 0) {
+        return app_fail(APP_USAGE, "%s is of a run without --qat; begin a new run from its parameters with --init %s.",
+                        path, path);
+    }
+    return app_fail(APP_USAGE, "%s is of a run with --qat %lld; give the same, or begin a new run with --init %s.",
+                    path, was, path);
+}
+
 // The model's kind and shape must be those of the checkpoint. What only decides how the run goes on may differ, and
 // is told.
 static enum app_status check_model(const char *path, const json_t *saved, const json_t *now) {
@@ -37,7 +59,7 @@ static enum app_status check_model(const char *path, const json_t *saved, const 
         free(is);
         return status;
     }
-    return APP_OK;
+    return check_qat(path, saved, now);
 }
 
 static void tell_differences(const json_t *saved, const json_t *now) {
@@ -114,6 +136,29 @@ static int has_array(const stq_checkpoint *checkpoint, const char *prefix, const
     return 0;
 }
 
+// Steps are taken over from a run with the same bits; else they are set from the weights.
+static enum app_status load_initial(const struct training *training, const stq_checkpoint *checkpoint,
+                                    const char *prefix) {
+    struct model *model = training->model;
+    struct parameter_set set = model->parameters;
+    json_t *saved = checkpoint_application(checkpoint);
+    const int packed = json_object_get(saved, "packed") != NULL,
+              has_steps = qat_bits(saved) == training->options->qat.bits;
+    json_decref(saved);
+    if (packed) {
+        return app_fail(APP_USAGE,
+                        "%s holds packed weights, which cannot be trained; use the checkpoint that they were "
+                        "made of.",
+                        training->options->init);
+    }
+    if (has_steps) {
+        return load_parameters(checkpoint, &set, prefix);
+    }
+    set.count -= model->quantizer.count;
+    enum app_status status = load_parameters(checkpoint, &set, prefix);
+    return status == APP_OK ? quantizer_start(&model->quantizer) : status;
+}
+
 enum app_status training_init(struct training *training) {
     stq_checkpoint *checkpoint;
     const struct parameter_set *set = &training->model->parameters;
@@ -123,7 +168,7 @@ enum app_status training_init(struct training *training) {
     }
     // Hugging Face's models of a task carry the name of the base model in front.
     const char *prefix = has_array(checkpoint, "transformer.", set->list[0].name) ? "transformer." : "";
-    status = load_parameters(checkpoint, set, prefix);
+    status = load_initial(training, checkpoint, prefix);
     if (status == APP_OK) {
         stq_checkpoint_info info;
         stq_checkpoint_describe(checkpoint, &info);

@@ -44,7 +44,8 @@ static enum app_status settle(struct training *training) {
                                       .columns = set->columns,
                                       .classes = classes,
                                       .dropout = vit->options.dropout};
-    return vit_check(&vit->config);
+    status = train_options_qat(training->options, &vit->config.qat);
+    return status == APP_OK ? vit_check(&vit->config) : status;
 }
 
 static enum app_status describe(const struct training *training, struct parameter_set *set) {

@@ -28,7 +28,7 @@ enum app_status gpt2_check(const struct gpt2_config *config) {
         return app_fail(APP_USAGE, "--width %lld is no multiple of --heads %lld; every head needs the same width.",
                         (long long)config->width, (long long)config->heads);
     }
-    return APP_OK;
+    return config->qat.bits ? quantizer_check(&config->qat) : APP_OK;
 }
 
 enum app_status gpt2_describe(const struct gpt2_config *config, struct parameter_set *set) {
@@ -45,6 +45,7 @@ enum app_status gpt2_describe(const struct gpt2_config *config, struct parameter
     }
     added |= parameters_add(set, "ln_f.weight", 1, config->width, 1, 0, 1);
     added |= parameters_add(set, "ln_f.bias", 1, config->width, 1, 0, 0);
+    added |= config->qat.bits ? quantizer_add_steps(set) : 0;
     if (added < 0) {
         return app_fail(APP_FAILED, "There is no memory for the list of %lld layers; choose fewer --layers.",
                         (long long)config->layers);
@@ -72,6 +73,9 @@ static void place(struct gpt2 *gpt2) {
     gpt2->gradient = arena_floats(&gpt2->arena, rows * width);
     gpt2->logits = arena_floats(&gpt2->arena, gpt2->head_rows * gpt2->config.vocabulary);
     gpt2->losses = arena_floats(&gpt2->arena, rows);
+    if (gpt2->config.qat.bits) {
+        quantizer_place(&gpt2->base.quantizer, &gpt2->arena, gpt2->config.layers, width);
+    }
 }
 
 // The logits of a batch need not exist all at once: about a million at a time, and no fewer than 256
@@ -96,19 +100,24 @@ int64_t gpt2_activation_bytes(const struct gpt2_config *config, int64_t sequence
     return counting.arena.used;
 }
 
-static void bind(struct gpt2 *gpt2) {
+static enum app_status bind(struct gpt2 *gpt2) {
     const struct parameter_set *set = &gpt2->base.parameters;
     gpt2->token_table = &set->list[TOKEN_TABLE];
     gpt2->position_table = &set->list[POSITION_TABLE];
     for (int layer = 0; layer < gpt2->config.layers; layer++) {
         gpt2->blocks[layer] = transformer_bind(set, FIRST_BLOCK + layer * BLOCK_TENSORS);
     }
-    const struct parameter *gain = &set->list[set->count - 2], *bias = &set->list[set->count - 1];
+    const struct parameter *gain = &set->list[FIRST_BLOCK + gpt2->config.layers * BLOCK_TENSORS], *bias = gain + 1;
     gpt2->last_norm = (struct layer_norm){.gain = gain->values,
                                           .bias = bias->values,
                                           .gain_gradient = gain->gradients,
                                           .bias_gradient = bias->gradients,
                                           .width = gpt2->config.width};
+    struct quantizer *quantizer = &gpt2->base.quantizer;
+    for (int layer = 0; layer < gpt2->config.layers && quantizer->layers; layer++) {
+        transformer_quantize(&gpt2->blocks[layer], quantizer->layers + 4 * layer);
+    }
+    return quantizer_bind(quantizer, set);
 }
 
 static enum app_status check_tokens(const struct gpt2 *gpt2, const struct batch *batch) {
@@ -217,16 +226,25 @@ static enum app_status gpt2_forward_backward(struct model *model, const struct b
     if (status != APP_OK) {
         return status;
     }
+    status = quantizer_refresh(&model->quantizer);
+    if (status != APP_OK) {
+        return status;
+    }
     struct attention_shape shape = batch_shape(gpt2, batch);
     forward(gpt2, &shape, batch);
     *loss = head_and_loss(gpt2, batch, factor, 1);
     backward(gpt2, &shape, batch);
-    return matmul_status();
+    status = matmul_status();
+    return status == APP_OK ? quantizer_status(&model->quantizer) : status;
 }
 
 static enum app_status gpt2_evaluate(struct model *model, const struct batch *batch, double *loss) {
     struct gpt2 *gpt2 = (struct gpt2 *)model;
     enum app_status status = check_tokens(gpt2, batch);
+    if (status != APP_OK) {
+        return status;
+    }
+    status = quantizer_refresh(&model->quantizer);
     if (status != APP_OK) {
         return status;
     }
@@ -241,6 +259,7 @@ static void gpt2_destroy(struct model *model) {
     parameters_release(&gpt2->base.parameters);
     compute_release(&gpt2->compute);
     arena_release(&gpt2->arena);
+    quantizer_release(&gpt2->base.quantizer);
     free(gpt2->blocks);
     free(gpt2->activations);
     free(gpt2);
@@ -262,6 +281,9 @@ static enum app_status allocate(struct gpt2 *gpt2, int threads, uint64_t seed) {
         return app_fail(APP_FAILED, "There is no memory for %lld layers.", (long long)config->layers);
     }
     enum app_status status = gpt2_describe(config, &gpt2->base.parameters);
+    if (status == APP_OK && config->qat.bits) {
+        status = quantizer_create(&gpt2->base.quantizer, &config->qat, config->layers);
+    }
     if (status == APP_OK) {
         status = compute_create(&gpt2->compute, threads, scratch_floats(config, gpt2->largest.length));
     }
@@ -295,12 +317,14 @@ enum app_status gpt2_create(const struct gpt2_config *config, int64_t sequences,
     gpt2->base.correct = -1;
     set_shape(gpt2, config, sequences, length);
     status = allocate(gpt2, threads, seed);
+    if (status == APP_OK) {
+        place(gpt2);
+        status = bind(gpt2);
+    }
     if (status != APP_OK) {
         gpt2_destroy(&gpt2->base);
         return status;
     }
-    place(gpt2);
-    bind(gpt2);
     *model = &gpt2->base;
     return APP_OK;
 }

@@ -14,6 +14,7 @@ struct gpt2_config {
     int64_t heads;      // H
     int64_t context;    // the longest sequence
     int64_t vocabulary; // V
+    stq_qat_config qat; // how the blocks' linear layers are fake-quantized; bits 0: not at all
 };
 
 struct gpt2 {
@@ -54,7 +55,8 @@ enum app_status gpt2_create(const struct gpt2_config *config, int64_t sequences,
 // Makes tokens one at a time, keeping the keys and values of those before.
 struct gpt2_decoder;
 
-// The decoder reads the model's parameters as they are at each call. On failure *decoder is null.
+// The decoder reads the model's parameters as they are at each call; fake-quantized weights as they are now. On failure
+// *decoder is null.
 enum app_status gpt2_decoder_create(struct model *model, struct gpt2_decoder **decoder);
 
 // Feeds `token` at the next position; *logits (V) stay valid until the next call. At the end of the

@@ -39,13 +39,18 @@ static void place(struct gpt2_decoder *decoder) {
 }
 
 enum app_status gpt2_decoder_create(struct model *model, struct gpt2_decoder **decoder) {
+    *decoder = NULL;
+    enum app_status status = quantizer_refresh(&model->quantizer);
+    if (status != APP_OK) {
+        return status;
+    }
     *decoder = calloc(1, sizeof(**decoder));
     if (!*decoder) {
         return app_fail(APP_FAILED, "There is no memory for sampling.");
     }
     (*decoder)->gpt2 = (struct gpt2 *)model;
     place(*decoder);
-    enum app_status status = arena_allocate(&(*decoder)->arena);
+    status = arena_allocate(&(*decoder)->arena);
     if (status != APP_OK) {
         free(*decoder);
         *decoder = NULL;

@@ -6,6 +6,7 @@
 
 #include "train/matmul.h"
 #include "train/memory.h"
+#include "train/quantizer.h"
 
 enum app_status compute_create(struct compute *compute, int threads, int64_t thread_floats) {
     thread_floats = (thread_floats + 15) / 16 * 16;
@@ -79,6 +80,17 @@ void linear_backward_input(const struct linear *linear, const float *out_gradien
 }
 
 void linear_backward_weight(const struct linear *linear, const float *x, const float *out_gradient, int64_t rows) {
+    if (linear->quantized) {
+        matmul(&(struct product){.a = out_gradient,
+                                 .b = x,
+                                 .out = linear->quantized->quantizer->gradient_rows,
+                                 .rows = linear->outputs,
+                                 .columns = linear->inputs,
+                                 .inner = rows,
+                                 .transpose_a = 1});
+        quantizer_backward(linear->quantized);
+        return;
+    }
     matmul(&(struct product){.a = x,
                              .b = out_gradient,
                              .out = linear->weight_gradient,

@@ -32,11 +32,14 @@ int64_t layers_scratch_floats(int64_t width);
 // The rows [*first, *last) of `rows` that belong to `thread`.
 void compute_share(const struct compute *compute, int64_t rows, int thread, int64_t *first, int64_t *last);
 
+struct quantized_linear;
+
 // A linear layer's weight is (inputs, outputs), as in GPT-2's files.
 struct linear {
     const float *weight, *bias; // (inputs, outputs), (outputs)
     float *weight_gradient, *bias_gradient;
     int64_t inputs, outputs;
+    const struct quantized_linear *quantized; // of a fake-quantized weight, else null; see quantizer.h
 };
 
 // out (R, outputs) = x (R, inputs) weight + bias (+ residual (R, outputs), unless null).
@@ -45,7 +48,8 @@ void linear_forward(const struct linear *linear, const float *x, const float *re
 // x_gradient (R, inputs) = out_gradient weight^T.
 void linear_backward_input(const struct linear *linear, const float *out_gradient, float *x_gradient, int64_t rows);
 
-// weight_gradient += x^T out_gradient.
+// weight_gradient += x^T out_gradient; of a fake-quantized weight, what the estimator makes of it, and the steps'
+// gradient likewise.
 void linear_backward_weight(const struct linear *linear, const float *x, const float *out_gradient, int64_t rows);
 
 // bias_gradient (width) += the column sums of out_gradient (R, width).

@@ -6,6 +6,7 @@
 
 #include "train/failure.h"
 #include "train/parameters.h"
+#include "train/quantizer.h"
 
 // One batch, filled by a batch source (data.h): of tokens or of images.
 struct batch {
@@ -40,8 +41,9 @@ struct model {
     struct parameter_set parameters;
     int64_t activation_bytes; // of the arena
     struct gradient_watch watch;
-    int64_t correct; // examples of the last evaluation whose likeliest class was theirs; -1 where the
-                     // model knows no classes
+    struct quantizer quantizer; // no layers where the weights are used as they are
+    int64_t correct;            // examples of the last evaluation whose likeliest class was theirs; -1 where the
+                                // model knows no classes
 };
 
 static inline void model_gradients_ready(const struct model *model, int first, int count) {

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MATRICES, VECTORS, GROUPS };
+enum { MATRICES, VECTORS, STEPS, GROUPS };
 
 static void fill_groups(const struct optimizer_settings *settings, double learning_rate,
                         stq_adamw_group groups[GROUPS]) {
@@ -14,6 +14,8 @@ static void fill_groups(const struct optimizer_settings *settings, double learni
                                          .weight_decay = settings->weight_decay};
     groups[VECTORS] = groups[MATRICES];
     groups[VECTORS].weight_decay = 0;
+    groups[STEPS] = groups[VECTORS];
+    groups[STEPS].learning_rate *= settings->step_rate;
 }
 
 // How deep in the network a tensor lies, 0 to 1; the embeddings are at the input.
@@ -31,7 +33,7 @@ static enum app_status describe(const struct optimizer_settings *settings, const
     for (int i = 0; i < parameters->count; i++) {
         const struct parameter *parameter = &parameters->list[i];
         tensors[i] = stq_tensor_whole(parameter->name, parameter->rows, parameter->cols);
-        tensors[i].group = parameter->dimensions == 1 ? VECTORS : MATRICES;
+        tensors[i].group = parameter->is_steps ? STEPS : parameter->dimensions == 1 ? VECTORS : MATRICES;
         tensors[i].depth = relative_depth(parameters, i);
     }
     enum app_status status =
@@ -52,10 +54,16 @@ static enum app_status translate(stq_status status) {
     return app_fail(usage ? APP_USAGE : APP_FAILED, "%s", stq_last_error());
 }
 
-static stq_adamw_config make_config(const struct optimizer_settings *settings, const stq_adamw_group *groups) {
+// The group of steps exists only where there are steps; they are the last tensors.
+static size_t count_groups(const struct parameter_set *parameters) {
+    return parameters->count > 0 && parameters->list[parameters->count - 1].is_steps ? GROUPS : STEPS;
+}
+
+static stq_adamw_config make_config(const struct optimizer_settings *settings, const struct parameter_set *parameters,
+                                    const stq_adamw_group *groups) {
     stq_adamw_config config = stq_adamw_defaults();
     config.groups = groups;
-    config.group_count = GROUPS;
+    config.group_count = count_groups(parameters);
     config.policy = settings->policy;
     config.seed = settings->seed;
     config.error_compensation = settings->error_compensation;
@@ -87,7 +95,7 @@ enum app_status optimizer_create(struct optimizer *optimizer, const struct optim
                                  const struct parameter_set *parameters, stq_comm *comm) {
     stq_adamw_group groups[GROUPS];
     fill_groups(settings, 0, groups);
-    stq_adamw_config config = make_config(settings, groups);
+    stq_adamw_config config = make_config(settings, parameters, groups);
     *optimizer = (struct optimizer){.settings = *settings, .parameters = parameters, .tensors = parameters->count};
     stq_tensor *tensors;
     enum app_status status = describe(settings, parameters, &tensors);
@@ -147,7 +155,7 @@ static enum app_status step_sharded(struct optimizer *optimizer, stq_step_result
 enum app_status optimizer_step(struct optimizer *optimizer, double learning_rate, stq_step_result *result) {
     stq_adamw_group groups[GROUPS];
     fill_groups(&optimizer->settings, learning_rate, groups);
-    for (size_t i = 0; i < GROUPS; i++) {
+    for (size_t i = 0; i < count_groups(optimizer->parameters); i++) {
         enum app_status status = translate(stq_adamw_set_group(optimizer->adamw, i, &groups[i]));
         if (status != APP_OK) {
             return status;
@@ -174,7 +182,7 @@ enum app_status optimizer_plan(const struct optimizer_settings *settings, const 
                                stq_memory *memory) {
     stq_adamw_group groups[GROUPS];
     fill_groups(settings, 0, groups);
-    stq_adamw_config config = make_config(settings, groups);
+    stq_adamw_config config = make_config(settings, parameters, groups);
     stq_tensor *tensors;
     enum app_status status = describe(settings, parameters, &tensors);
     if (status != APP_OK) {

@@ -15,6 +15,7 @@ struct optimizer_settings {
     double beta1, beta2, epsilon;
     double weight_decay; // of matrices; vectors have none
     double clip;         // largest global gradient norm, 0 = no limit
+    double step_rate;    // learning rate of the steps of quantized weights, as a share of the others'
     double error_compensation;
     uint64_t seed;
     int threads;

@@ -12,6 +12,7 @@ struct parameter {
     int64_t rows;     // 1 for a vector
     int64_t cols;     // elements of a row; storage is row-major without gaps
     int dimensions;   // 1 or 2
+    int is_steps;     // 1: steps of a quantized weight (quantizer.h)
     int64_t offset;   // of the first element in the flat buffers, a multiple of 16 (one cache line)
     double deviation; // of the normal initialisation; 0 fills with `initial`
     float initial;    // when deviation is 0

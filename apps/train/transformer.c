@@ -83,6 +83,18 @@ struct transformer_block transformer_bind(const struct parameter_set *set, int f
         .mlp_out = bind_linear(&tensors[MLP_OUT_WEIGHT], &tensors[MLP_OUT_BIAS])};
 }
 
+static void quantize_linear(struct linear *linear, const struct quantized_linear *layer) {
+    linear->weight = layer->values;
+    linear->quantized = layer;
+}
+
+void transformer_quantize(struct transformer_block *block, const struct quantized_linear layers[4]) {
+    quantize_linear(&block->attention_in, &layers[0]);
+    quantize_linear(&block->attention_out, &layers[1]);
+    quantize_linear(&block->mlp_in, &layers[2]);
+    quantize_linear(&block->mlp_out, &layers[3]);
+}
+
 void transformer_place_activations(struct arena *arena, const struct attention_shape *shape,
                                    struct transformer_activations *activations) {
     const int64_t rows = shape->sequences * shape->length, width = shape->width;

@@ -12,6 +12,7 @@
 #include "train/layers.h"
 #include "train/memory.h"
 #include "train/parameters.h"
+#include "train/quantizer.h"
 
 // The block's layers, bound to parameters and their gradients.
 struct transformer_block {
@@ -52,6 +53,9 @@ int transformer_add_parameters(struct parameter_set *set, const char *prefix, in
 
 // The layers of the block whose first tensor is list[first], once the parameters are allocated.
 struct transformer_block transformer_bind(const struct parameter_set *set, int first);
+
+// Makes the block compute with the fake-quantized weights of four layers, in the order of the block's tensors.
+void transformer_quantize(struct transformer_block *block, const struct quantized_linear layers[4]);
 
 // Describes (or places) the buffers; see memory.h.
 void transformer_place_activations(struct arena *arena, const struct attention_shape *shape,

@@ -10,7 +10,7 @@
 
 // The tensors in front of the blocks, and those behind.
 enum { PATCH_WEIGHT, PATCH_BIAS, CLASS_TOKEN, POSITIONS, FIRST_BLOCK, BLOCK_TENSORS = 12 };
-enum { LAST_GAIN, LAST_BIAS, HEAD_WEIGHT, HEAD_BIAS, TENSORS_BEHIND };
+enum { LAST_GAIN, LAST_BIAS, HEAD_WEIGHT, HEAD_BIAS };
 
 struct vit {
     struct model base;
@@ -73,7 +73,7 @@ enum app_status vit_check(const struct vit_config *config) {
                         (long long)config->columns, (long long)config->rows, (long long)config->patch,
                         (long long)config->patch);
     }
-    return APP_OK;
+    return config->qat.bits ? quantizer_check(&config->qat) : APP_OK;
 }
 
 enum app_status vit_describe(const struct vit_config *config, struct parameter_set *set) {
@@ -98,6 +98,7 @@ enum app_status vit_describe(const struct vit_config *config, struct parameter_s
     added |= parameters_add(set, "ln_f.bias", 1, width, 1, 0, 0);
     added |= parameters_add(set, "head.weight", width, config->classes, 2, deviation, 0);
     added |= parameters_add(set, "head.bias", 1, config->classes, 1, 0, 0);
+    added |= config->qat.bits ? quantizer_add_steps(set) : 0;
     if (added < 0) {
         return app_fail(APP_FAILED, "There is no memory for the list of %lld layers; choose fewer --layers.",
                         (long long)config->layers);
@@ -130,6 +131,9 @@ static void place(struct vit *vit) {
     vit->logits = arena_floats(arena, images * vit->config.classes);
     vit->losses = arena_floats(arena, images);
     vit->gradient = arena_floats(arena, images * shape->length * width);
+    if (vit->config.qat.bits) {
+        quantizer_place(&vit->base.quantizer, arena, vit->config.layers, width);
+    }
 }
 
 static void set_shape(struct vit *vit, const struct vit_config *config, int64_t images) {
@@ -154,9 +158,9 @@ static struct linear bind_linear(const struct parameter *weight, const struct pa
                            .outputs = weight->cols};
 }
 
-static void bind(struct vit *vit) {
+static enum app_status bind(struct vit *vit) {
     const struct parameter_set *set = &vit->base.parameters;
-    const struct parameter *behind = &set->list[set->count - TENSORS_BEHIND];
+    const struct parameter *behind = &set->list[FIRST_BLOCK + vit->config.layers * BLOCK_TENSORS];
     vit->patch_layer = bind_linear(&set->list[PATCH_WEIGHT], &set->list[PATCH_BIAS]);
     vit->class_token = &set->list[CLASS_TOKEN];
     vit->positions = &set->list[POSITIONS];
@@ -169,6 +173,11 @@ static void bind(struct vit *vit) {
                                          .bias_gradient = behind[LAST_BIAS].gradients,
                                          .width = vit->config.width};
     vit->head = bind_linear(&behind[HEAD_WEIGHT], &behind[HEAD_BIAS]);
+    struct quantizer *quantizer = &vit->base.quantizer;
+    for (int layer = 0; layer < vit->config.layers && quantizer->layers; layer++) {
+        transformer_quantize(&vit->blocks[layer], quantizer->layers + 4 * layer);
+    }
+    return quantizer_bind(quantizer, set);
 }
 
 static enum app_status check_batch(const struct vit *vit, const struct batch *batch) {
@@ -325,6 +334,10 @@ static enum app_status run(struct model *model, const struct batch *batch, float
     if (status != APP_OK) {
         return status;
     }
+    status = quantizer_refresh(&model->quantizer);
+    if (status != APP_OK) {
+        return status;
+    }
     struct attention_shape shape = vit->largest;
     shape.sequences = batch->examples;
     set_dropout(vit, batch, training);
@@ -334,7 +347,8 @@ static enum app_status run(struct model *model, const struct batch *batch, float
     if (training) {
         backward(vit, &shape);
     }
-    return matmul_status();
+    status = matmul_status();
+    return status == APP_OK ? quantizer_status(&model->quantizer) : status;
 }
 
 static enum app_status vit_forward_backward(struct model *model, const struct batch *batch, float factor,
@@ -351,6 +365,7 @@ static void vit_destroy(struct model *model) {
     parameters_release(&vit->base.parameters);
     compute_release(&vit->compute);
     arena_release(&vit->arena);
+    quantizer_release(&vit->base.quantizer);
     free(vit->blocks);
     free(vit->activations);
     free(vit);
@@ -367,6 +382,9 @@ static enum app_status allocate(struct vit *vit, int threads) {
         return app_fail(APP_FAILED, "There is no memory for %lld layers.", (long long)config->layers);
     }
     enum app_status status = vit_describe(config, &vit->base.parameters);
+    if (status == APP_OK && config->qat.bits) {
+        status = quantizer_create(&vit->base.quantizer, &config->qat, config->layers);
+    }
     if (status == APP_OK) {
         const int64_t widest = 4 * config->width > config->classes ? 4 * config->width : config->classes;
         const int64_t layers = layers_scratch_floats(widest), attention = attention_scratch_floats(vit->largest.length);
@@ -398,12 +416,14 @@ enum app_status vit_create(const struct vit_config *config, int64_t images, int 
     vit->seed = seed;
     set_shape(vit, config, images);
     status = allocate(vit, threads);
+    if (status == APP_OK) {
+        place(vit);
+        status = bind(vit);
+    }
     if (status != APP_OK) {
         vit_destroy(&vit->base);
         return status;
     }
-    place(vit);
-    bind(vit);
     *model = &vit->base;
     return APP_OK;
 }

@@ -18,7 +18,8 @@ struct vit_config {
     int64_t rows;     // height of an image, a multiple of the patch
     int64_t columns;  // width of an image, a multiple of the patch
     int64_t classes;
-    double dropout; // rate after the embedding and after each projection into the residual stream
+    double dropout;     // rate after the embedding and after each projection into the residual stream
+    stq_qat_config qat; // how the blocks' linear layers are fake-quantized; bits 0: not at all
 };
 
 // Refuses sizes that make no model, in a sentence that names the option.

@@ -59,7 +59,8 @@ STQ_API const char *stq_version(void);
 typedef enum stq_dtype {
     STQ_FLOAT32 = 0,
     STQ_BFLOAT16 = 1, /**< parameters are written with stochastic rounding */
-    STQ_FLOAT16 = 2   /**< parameters are written rounded to nearest even */
+    STQ_FLOAT16 = 2,  /**< parameters are written rounded to nearest even */
+    STQ_UINT8 = 3     /**< arrays of checkpoints only (packed weights); everything else refuses it */
 } stq_dtype;
 
 /** What holds parameters, gradients and states, and computes the steps. */
@@ -68,7 +69,7 @@ typedef enum stq_device {
     STQ_DEVICE_CUDA = 1 /**< only in builds with CUDA; others answer STQ_UNSUPPORTED */
 } stq_device;
 
-/** Bytes of one element: 4, 2 or 2; 0 for an unknown dtype. */
+/** Bytes of one element: 4, 2, 2 or 1; 0 for an unknown dtype. */
 STQ_API size_t stq_dtype_size(stq_dtype dtype);
 
 /**

@@ -275,7 +275,7 @@ static stq_status parse_array(size_t index, const json_t *object, const char *fi
         return stq_error(STQ_CORRUPT, "%s: its name is empty, too long or has control characters.", what);
     STQ_CHECK(stq_json_string(object, "dtype", what, &type));
     if (!stq_type_dtype(type, &array->type))
-        return stq_error(STQ_CORRUPT, "%s: the dtype must be F32, BF16 or F16.", what);
+        return stq_error(STQ_CORRUPT, "%s: the dtype must be F32, BF16, F16 or U8.", what);
     STQ_CHECK(stq_json_array(object, "shape", 0, STQ_DIMENSIONS, what, &shape));
     array->dimensions = (uint32_t)json_array_size(shape);
     int64_t elements = 1;

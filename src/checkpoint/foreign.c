@@ -36,7 +36,7 @@ static const stq_entry *find(const stq_header *header, const json_t *places, con
 
 static bool is_float(const stq_entry *entry) {
     stq_dtype type;
-    return entry && stq_type_dtype(entry->type, &type);
+    return entry && stq_type_dtype(entry->type, &type) && type != STQ_UINT8;
 }
 
 /* The number of steps of a tensor: one element, F32 as PyTorch keeps it, or I64. */

@@ -74,6 +74,8 @@ static stq_status check_target(const stq_checkpoint *c, const stq_array *to, con
         (to->data == NULL && to->count > 0))
         return stq_error(STQ_INVALID_ARGUMENT, "'%s' has no %" PRId64 " elements from %" PRId64 ".", to->name,
                          to->count, to->first);
+    if (to->type != saved->type && saved->type == STQ_UINT8)
+        return stq_error(STQ_INVALID_ARGUMENT, "%s: '%s' is U8 and can only be read as that.", c->path, to->name);
     if (to->type != saved->type && to->type != STQ_FLOAT32)
         return stq_error(STQ_INVALID_ARGUMENT, "%s: '%s' is %s; it can be read as that or as F32.", c->path, to->name,
                          stq_type_name(saved->type));

@@ -270,7 +270,7 @@ static stq_status check_state(const stq_checkpoint *c, const stq_slice *slice, s
     if (bits == 32) {
         const stq_entry *entry = stq_state_slice_entry(c, slice, state, STQ_PART_VALUES);
         stq_dtype type;
-        if (entry == NULL || !stq_type_dtype(entry->type, &type) ||
+        if (entry == NULL || !stq_type_dtype(entry->type, &type) || type == STQ_UINT8 ||
             entry->bytes != (uint64_t)slice->count * stq_dtype_size(type))
             return slice_error(c, slice, saved->tensor.name, stq_part_name(state, STQ_PART_VALUES));
         return STQ_OK;

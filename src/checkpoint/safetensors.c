@@ -23,12 +23,13 @@ uint32_t stq_type_bytes(const char *type) {
     return 0;
 }
 
-static const char *const dtype_names[] = {[STQ_FLOAT32] = "F32", [STQ_BFLOAT16] = "BF16", [STQ_FLOAT16] = "F16"};
+static const char *const dtype_names[] = {
+    [STQ_FLOAT32] = "F32", [STQ_BFLOAT16] = "BF16", [STQ_FLOAT16] = "F16", [STQ_UINT8] = "U8"};
 
 const char *stq_type_name(stq_dtype type) { return dtype_names[type]; }
 
 bool stq_type_dtype(const char *type, stq_dtype *dtype) {
-    for (int i = 0; i < 3; i++)
+    for (size_t i = 0; i < sizeof dtype_names / sizeof *dtype_names; i++)
         if (strcmp(dtype_names[i], type) == 0) {
             *dtype = (stq_dtype)i;
             return true;

@@ -54,6 +54,8 @@ size_t stq_dtype_size(stq_dtype dtype) {
     case STQ_BFLOAT16:
     case STQ_FLOAT16:
         return 2;
+    case STQ_UINT8:
+        return 1;
     }
     return 0;
 }

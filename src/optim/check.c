@@ -4,6 +4,7 @@
 
 #include "common/error.h"
 #include "optim/optimizer.h"
+#include "quant/convert.h"
 
 static const int64_t largest_tensor = INT64_C(1) << 38;
 
@@ -39,8 +40,8 @@ static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t gr
         return stq_error(STQ_INVALID_ARGUMENT,
                          "Tensor '%s': the slice of %lld elements from %lld is not inside its %lld.", tensor->name,
                          (long long)tensor->count, (long long)tensor->first, (long long)(tensor->rows * tensor->cols));
-    if (stq_dtype_size(tensor->parameter_type) == 0 || stq_dtype_size(tensor->gradient_type) == 0)
-        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' has an unknown element type.", tensor->name);
+    if (!stq_is_float_type(tensor->parameter_type) || !stq_is_float_type(tensor->gradient_type))
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' has an element type that is no float.", tensor->name);
     if (tensor->group >= group_count)
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' is in group %u, but there are %zu groups.", tensor->name,
                          tensor->group, group_count);

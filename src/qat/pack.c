@@ -49,7 +49,7 @@ static stq_status check(const stq_qat_config *config, int64_t rows, int64_t cols
 
 stq_status stq_qat_pack(uint8_t *packed, const stq_qat_config *config, const void *weights, const float *steps,
                         stq_dtype dtype, int64_t rows, int64_t cols) {
-    STQ_CHECK(check(config, rows, cols, packed && weights && steps && stq_dtype_size(dtype) != 0));
+    STQ_CHECK(check(config, rows, cols, packed && weights && steps && stq_is_float_type(dtype)));
     memset(packed, 0, (size_t)stq_qat_packed_bytes(config, rows, cols));
     stq_qat_rule rule = range_of(config);
     int64_t group = config->group ? config->group : cols;

@@ -139,9 +139,9 @@ static void store_run(void *array, stq_dtype dtype, int64_t first, int64_t count
 static stq_status check_matrix(const stq_qat_config *config, const void *weights, const void *steps, stq_dtype dtype,
                                int64_t rows, int64_t cols) {
     STQ_CHECK(stq_qat_check(config, cols));
-    if (rows < 1 || weights == NULL || steps == NULL || stq_dtype_size(dtype) == 0)
+    if (rows < 1 || weights == NULL || steps == NULL || !stq_is_float_type(dtype))
         return stq_error(STQ_INVALID_ARGUMENT,
-                         "A weight matrix needs at least one row, weights, steps and a known element type.");
+                         "A weight matrix needs at least one row, weights, steps and floats as elements.");
     return STQ_OK;
 }
 

@@ -48,6 +48,9 @@ STQ_INLINE uint16_t stq_to_float16(float value) {
     return (uint16_t)(sign | (magnitude - 0x38000000u + 0xfffu + odd) >> 13);
 }
 
+/* True for the types that parameters and gradients may have. */
+STQ_INLINE bool stq_is_float_type(uint32_t dtype) { return dtype <= STQ_FLOAT16; }
+
 /* Element `index` of an array of `dtype`. */
 STQ_INLINE float stq_load_float(const void *array, uint32_t dtype, int64_t index) {
     switch (dtype) {

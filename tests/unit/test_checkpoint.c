@@ -384,6 +384,39 @@ static void test_arrays(void **state) {
     remove_folder(folder);
 }
 
+/* Bytes are arrays of checkpoints and nothing else: never read as floats, never a tensor of an optimizer. */
+static void test_byte_arrays(void **state) {
+    (void)state;
+    char folder[64];
+    make_folder(folder);
+    uint8_t codes[5] = {0, 1, 127, 128, 255}, read[5] = {0};
+    float floats[5];
+    int64_t shape[] = {5};
+    stq_array array = stq_array_whole("codes", STQ_UINT8, 1, shape, codes);
+    stq_saver *saver;
+    stq_saver_config config = {.size = sizeof config, .folder = folder};
+    stq_save save = {.size = sizeof save, .step = 3, .arrays = &array, .array_count = 1};
+    assert_ok(stq_saver_open(&saver, &config));
+    assert_ok(stq_saver_save(saver, &save));
+    assert_ok(stq_saver_wait(saver, NULL));
+    stq_saver_close(saver);
+    stq_checkpoint *checkpoint;
+    assert_ok(stq_checkpoint_open(&checkpoint, folder));
+    assert_ok(stq_checkpoint_verify(checkpoint));
+    array.data = read;
+    assert_ok(stq_checkpoint_load_arrays(checkpoint, &array, 1));
+    assert_memory_equal(read, codes, sizeof codes);
+    stq_array widened = stq_array_whole("codes", STQ_FLOAT32, 1, shape, floats);
+    assert_refused(stq_checkpoint_load_arrays(checkpoint, &widened, 1), STQ_INVALID_ARGUMENT);
+    stq_checkpoint_close(checkpoint);
+    stq_tensor tensor = stq_tensor_whole("codes", 80, 64);
+    tensor.gradient_type = STQ_UINT8;
+    stq_adamw_config adamw = stq_adamw_defaults();
+    stq_adamw *optimizer;
+    assert_refused(stq_adamw_create(&optimizer, &adamw, &tensor, 1), STQ_INVALID_ARGUMENT);
+    remove_folder(folder);
+}
+
 /* ---- PyTorch's states ---- */
 
 /* The moments of a float32 run, named as PyTorch's, resume the run exactly; under a cap they are encoded. */
@@ -592,8 +625,9 @@ int main(void) {
         cmocka_unit_test(test_resume_is_exact), cmocka_unit_test(test_resume_in_another_mode),
         cmocka_unit_test(test_ranks),           cmocka_unit_test(test_publish_later),
         cmocka_unit_test(test_folder),          cmocka_unit_test(test_newest_whole),
-        cmocka_unit_test(test_arrays),          cmocka_unit_test(test_torch_states),
-        cmocka_unit_test(test_description),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_arrays),          cmocka_unit_test(test_byte_arrays),
+        cmocka_unit_test(test_torch_states),    cmocka_unit_test(test_description),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

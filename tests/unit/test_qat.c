@@ -232,6 +232,7 @@ static void misuse_is_refused_with_a_sentence(void **state) {
     config = stq_qat_defaults();
     assert_int_equal(stq_qat_forward(NULL, &config, &w, &w, STQ_FLOAT32, 1, 1), STQ_INVALID_ARGUMENT);
     assert_int_equal(stq_qat_forward(&w, &config, NULL, &w, STQ_FLOAT32, 1, 1), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_qat_forward(&w, &config, &w, &w, STQ_UINT8, 1, 1), STQ_INVALID_ARGUMENT);
 }
 
 int main(void) {
