@@ -6,9 +6,10 @@
 The package works over the C library that it carries; nothing is compiled at install or run time against torch.
 """
 
+from . import qat
 from ._library import CapTooSmallError, version
 from ._report import memory_summary
 from .adamw import AdamW
 
 __version__ = version()
-__all__ = ["AdamW", "CapTooSmallError", "memory_summary", "__version__"]
+__all__ = ["AdamW", "CapTooSmallError", "memory_summary", "qat", "__version__"]

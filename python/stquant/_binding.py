@@ -25,7 +25,7 @@ STATUSES = {
     "STQ_COMMUNICATION": 7,
     "STQ_DEVICE_ERROR": 8,
 }
-DTYPES = {"STQ_FLOAT32": 0, "STQ_BFLOAT16": 1, "STQ_FLOAT16": 2}
+DTYPES = {"STQ_FLOAT32": 0, "STQ_BFLOAT16": 1, "STQ_FLOAT16": 2, "STQ_UINT8": 3}
 DEVICES = {"STQ_DEVICE_CPU": 0, "STQ_DEVICE_CUDA": 1}
 POLICIES = {
     "STQ_POLICY_FLOAT32": 0,
@@ -51,8 +51,17 @@ PARTS = {
     "STQ_PART_VALUES": 6,
     "STQ_PART_SHARED": 7,
 }
-CONSTANTS = {"STQ_BLOCK": 128, "STQ_RECORD_VERSION": 1, "STQ_BITS_SHARED_ROW": 64, "STQ_BITS_SHARED_COL": 65}
-ENUMERATIONS = [STATUSES, DTYPES, DEVICES, POLICIES, CAP_MODES, SHARED_MODES, ZONES, STATES, PARTS, CONSTANTS]
+ESTIMATORS = {"STQ_QAT_STRAIGHT_THROUGH": 0, "STQ_QAT_STABLE": 1, "STQ_QAT_SOFT": 2}
+CONSTANTS = {
+    "STQ_BLOCK": 128,
+    "STQ_RECORD_VERSION": 1,
+    "STQ_BITS_SHARED_ROW": 64,
+    "STQ_BITS_SHARED_COL": 65,
+    "STQ_QAT_MAX_HARMONICS": 8,
+}
+ENUMERATIONS = [
+    STATUSES, DTYPES, DEVICES, POLICIES, CAP_MODES, SHARED_MODES, ZONES, STATES, PARTS, ESTIMATORS, CONSTANTS,
+]
 
 # ---- Structs: field for field as in the headers ----
 
@@ -274,6 +283,20 @@ class Buffer(Structure):
     ]
 
 
+class QatConfig(Structure):
+    """stq_qat_config"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("bits", c_uint32),
+        ("estimator", c_int),
+        ("group", c_int64),
+        ("harmonics", c_uint32),
+        ("amplitudes", c_double * CONSTANTS["STQ_QAT_MAX_HARMONICS"]),
+        ("softness", c_double),
+    ]
+
+
 # C name of each struct above, for the test.
 STRUCTS = {
     "stq_allocator": Allocator,
@@ -290,6 +313,7 @@ STRUCTS = {
     "stq_adamw_record": AdamwRecord,
     "stq_tensor_record": TensorRecord,
     "stq_buffer": Buffer,
+    "stq_qat_config": QatConfig,
 }
 
 # ---- Functions: name -> (result, arguments) ----
@@ -331,6 +355,18 @@ FUNCTIONS = {
     "stq_adamw_read_state": (_status, [_optimizer, c_size_t, c_int, c_void_p, c_int64, c_int64]),
     "stq_adamw_write_state": (_status, [_optimizer, c_size_t, c_int, POINTER(Planes), c_int64, c_int64]),
     "stq_adamw_digest": (_status, [_optimizer, POINTER(c_uint64)]),
+    "stq_qat_defaults": (QatConfig, []),
+    "stq_qat_check": (_status, [POINTER(QatConfig), c_int64]),
+    "stq_qat_step_count": (c_int64, [POINTER(QatConfig), c_int64, c_int64]),
+    "stq_qat_initial_steps": (_status, [c_void_p, POINTER(QatConfig), c_void_p, c_int, c_int64, c_int64]),
+    "stq_qat_forward": (_status, [c_void_p, POINTER(QatConfig), c_void_p, c_void_p, c_int, c_int64, c_int64]),
+    "stq_qat_backward": (
+        _status,
+        [c_void_p, c_void_p, POINTER(QatConfig), c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64],
+    ),
+    "stq_qat_packed_bytes": (c_uint64, [POINTER(QatConfig), c_int64, c_int64]),
+    "stq_qat_pack": (_status, [c_void_p, POINTER(QatConfig), c_void_p, c_void_p, c_int, c_int64, c_int64]),
+    "stq_qat_unpack": (_status, [c_void_p, POINTER(QatConfig), c_void_p, c_void_p, c_int64, c_int64]),
 }
 
 

@@ -78,6 +78,7 @@ C_TYPES = {
     "int": ctypes.c_int, "float": ctypes.c_float, "double": ctypes.c_double, "bool": ctypes.c_bool,
     "size_t": ctypes.c_size_t, "int64_t": ctypes.c_int64, "uint32_t": ctypes.c_uint32, "uint64_t": ctypes.c_uint64,
     "stq_status": ctypes.c_int, "stq_state": ctypes.c_int, "stq_zone": ctypes.c_int, "stq_part": ctypes.c_int,
+    "stq_dtype": ctypes.c_int, "uint8_t": ctypes.c_uint8,
     "void": None,
 }
 
