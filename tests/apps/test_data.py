@@ -1,7 +1,8 @@
 """`stquant data`: tokens against an independent implementation, the file format, and bad input.
 
-The merges are learned here, from a text of ours. With STQUANT_GPT2_MERGES naming GPT-2's own list
-(vocab.bpe or merges.txt), the same tests run with it, and some known encodings are checked.
+The merges are learned here, from a text of ours. With GPT-2's own list (vocab.bpe or merges.txt), which is not part of this
+repository, the same tests run, known encodings are checked, and the speed: STQUANT_GPT2_MERGES names it, or it is
+shared/data/gpt2-vocab.bpe beside the checkout.
 """
 import collections
 import gzip
@@ -196,6 +197,28 @@ def check_known(folder, merges_path):
                read_tokens(output)[0])
 
 
+def check_speed(folder, merges_path, generator):
+    """Processor time of one thread over 8 MB of words that are drawn as often as words of a language are."""
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    words = ["".join(generator.choices(letters, weights=range(26, 0, -1), k=generator.choice([2, 3, 4, 5, 6, 7, 9, 12])))
+             for _ in range(50000)]
+    drawn = generator.choices(words, weights=[1 / (rank + 3) for rank in range(len(words))], k=1300000)
+    text = "\n".join(" ".join(drawn[at:at + 15]) + "." for at in range(0, len(drawn), 15))
+    path, output = write(os.path.join(folder, "words.txt"), text), os.path.join(folder, "words.tokens")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    printed, error = stquant("prepare", "-m", merges_path, "-o", output, "--threads", 1, path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    least = 5 if "STQUANT_SANITIZERS" not in os.environ else 0
+    report(f"one core encodes {len(text) / seconds / 1e6:.0f} MB/s (seed {SEED})", printed is not None and len(text) > least * 1e6 * seconds,
+           (len(text), seconds, error))
+
+
+def find_gpt2_merges():
+    beside = os.path.join(os.path.dirname(os.environ["STQUANT_SOURCE"]), "shared", "data", "gpt2-vocab.bpe")
+    return os.environ.get("STQUANT_GPT2_MERGES") or (beside if os.path.exists(beside) else None)
+
+
 def check_documents(folder, merges_path):
     os.makedirs(os.path.join(folder, "texts", "below"))
     parts = ["First one.\n", "Second\n<|endoftext|> is not alone on its line\n", "Third\n\n", "Fourth, gzipped\n", "Fifth\n"]
@@ -336,12 +359,13 @@ def main():
         check_bad_input(folder, merges_path)
         check_damaged(folder, merges_path)
         check_training(folder, merges_path)
-        gpt2 = os.environ.get("STQUANT_GPT2_MERGES")
+        gpt2 = find_gpt2_merges()
         if gpt2:
             with open(gpt2, encoding="utf-8") as file:
                 merges = [tuple(line.split()) for line in file.read().splitlines() if not line.startswith("#version")]
             check_encodings(folder, "GPT-2's merges", merges, gpt2, texts)
             check_known(folder, gpt2)
+            check_speed(folder, gpt2, generator)
         else:
             print("ok - GPT-2's own merges # SKIP STQUANT_GPT2_MERGES does not name the file (vocab.bpe)")
     return 1 if failures else 0

@@ -259,6 +259,7 @@ def check_bad_lines(folder):
     page_of("with_a_number_for_a_line.jsonl", b"".join(text[:199]) + b"17\n", sentence)
     page_of("with_empty_lines.jsonl", b"\n\n".join(data.split(b"\n")), None)
     page_of("compressed.jsonl.gz", data, None, compress=True)
+    page_of("compressed_and_cut.jsonl.gz", gzip.compress(data)[:-3000], " lines could not be read")
     page_of("without_a_newline_at_its_end.jsonl", data[:-1], None)
     page_of("with_other_lines.jsonl", b'{"note":"hello"}\n' + data, None)
     page = page_of("told_again.jsonl", data + b"".join(text[150:]), None)

@@ -149,6 +149,22 @@ def check_bad_files(folder, images, plain, cifar):
     refused("missing labels", 1, labels + ": No such file", "--data", os.path.join(folder, "gone2"))
 
 
+def check_other_images(folder, images):
+    """A checkpoint's model and images that it was not made for."""
+    small = make_idx(os.path.join(folder, "small"), random.Random(SEED), count=64, side=8)
+    run = os.path.join(folder, "run")
+    options = [*SMALL, "--optimizer", "fixed", "--steps", 2]
+    trained = train("--data", images, *options, "--checkpoint", run)
+    for name, command, sentence in (
+            ("eval", ["eval", run, "--data", small], "have another size than those of the model"),
+            ("--resume", ["train", "vit", "--data", small, *options, "--resume", run], "give the same model"),
+            ("--init", ["train", "vit", "--data", small, *options, "--init", os.path.join(run, "step-00000002")],
+             "'positions.weight' has another shape")):
+        result = subprocess.run([COMMAND, *map(str, command)], capture_output=True, text=True)
+        report(f"{name} with images of another size", trained.returncode == 0 and result.returncode == 2 and sentence in result.stderr
+               and result.stderr.count("\n") == 1, trained.stderr + result.stderr)
+
+
 def check_bad_options(folder, images):
     refused("no data", 2, "There are no images to train on")
     refused("two folders", 2, "--data takes one folder", "--data", images, "--data", images)
@@ -175,6 +191,7 @@ def main():
                and "160 of 32 x 32 pixels, 3 channels; 50 test images" in run.stdout, run.stdout + run.stderr)
         check_bad_files(folder, images, plain, cifar)
         check_bad_options(folder, images)
+        check_other_images(folder, plain)
     return 1 if failures else 0
 
 
