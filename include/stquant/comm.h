@@ -64,6 +64,8 @@ typedef struct stq_comm_transport {
                                        void **request);
     /** Optional, with the former: returns when the request is done, and frees it. */
     stq_status (*wait)(void *context, void *request);
+    /** Optional: returns when all operations so far are done, where they are only enqueued on a stream. */
+    stq_status (*finish)(void *context);
     /** Optional: frees the context. */
     void (*destroy)(void *context);
 } stq_comm_transport;
@@ -79,16 +81,18 @@ STQ_API stq_status stq_comm_create(stq_comm **comm, const stq_comm_transport *tr
 
 /**
  * A fresh NCCL id, made on one rank and brought to the others by the host (MPI, a file, a store). NCCL is loaded at run
- * time (libnccl.so.2); STQ_UNSUPPORTED names what is missing.
+ * time: libnccl.so.2, or the file that the environment variable STQUANT_NCCL names (PyTorch brings one along);
+ * STQ_UNSUPPORTED names what is missing.
  */
 STQ_API stq_status stq_comm_nccl_id(uint8_t id[STQ_COMM_NCCL_ID_BYTES]);
 
 /**
  * A communicator over NCCL for buffers in the memory of the calling thread's current CUDA device. Work is enqueued on
- * `stream` (a cudaStream_t); operations return once it is enqueued, except those on host-visible results, which the
- * caller synchronises.
+ * `stream` (a cudaStream_t); operations return once it is enqueued. Those on host memory copy it to the device and
+ * back, and return with the result: for a few bytes, not for gradients.
  *
- * @param timeout_seconds  how long stq_comm_barrier() and the creation may take; 0 = 60
+ * @param timeout_seconds  how long stq_comm_finish(), stq_comm_barrier() and operations on host memory may take;
+ *                         0 = 60. The creation waits for all ranks as long as NCCL does
  */
 STQ_API stq_status stq_comm_create_nccl(stq_comm **comm, const uint8_t id[STQ_COMM_NCCL_ID_BYTES], int rank, int ranks,
                                         void *stream, double timeout_seconds);
@@ -132,6 +136,10 @@ STQ_API stq_status stq_comm_broadcast(stq_comm *comm, void *buffer, int64_t coun
 
 /** See stq_comm_transport. */
 STQ_API stq_status stq_comm_barrier(stq_comm *comm, const char *what);
+
+/** Returns when all operations so far are done and their results may be read, or with the failure of one of them; at
+ * once where operations do not return before. Not collective. */
+STQ_API stq_status stq_comm_finish(stq_comm *comm, const char *what);
 
 /** Begins a reduce-scatter; `*request` goes to stq_comm_wait() exactly once (it may be NULL: done already). */
 STQ_API stq_status stq_comm_start_reduce_scatter(stq_comm *comm, void *buffer, const int64_t *counts,

@@ -38,7 +38,7 @@ static stq_status upload_changed(stq_adamw *o) {
 
 /* Uploads the items if they differ from those that the device has. Nothing is called where they do not, so that a step
  * can be captured into a graph. */
-static stq_status upload_items(stq_adamw *o) {
+stq_status stq_cuda_upload_items(stq_adamw *o) {
     stq_cuda *cuda = o->backend_context;
     bool changed = false;
     for (size_t i = 0; i < o->tensor_count; i++) {
@@ -170,7 +170,7 @@ static stq_status change_and_update(stq_adamw *o, const stq_step *step, bool due
     if (due)
         STQ_CHECK(decide(o, step));
     STQ_CHECK(stq_store_begin(&o->store, (const uint8_t(*)[2])o->targets));
-    stq_status status = upload_items(o);
+    stq_status status = stq_cuda_upload_items(o);
     if (status == STQ_OK)
         status = enqueue_update(o);
     if (status != STQ_OK) {
@@ -187,7 +187,7 @@ static stq_status careful_step(stq_adamw *o, const stq_step *step, stq_step_resu
     STQ_CHECK(stq_cuda_settle(o));
     bool due = false;
     STQ_CHECK(stq_step_due(o, &due));
-    STQ_CHECK(upload_items(o));
+    STQ_CHECK(stq_cuda_upload_items(o));
     STQ_CHECK(enqueue_prepare(o, step));
     STQ_CHECK(read_control(cuda));
     done->gradient_norm = cuda->counted->norm;
@@ -209,7 +209,7 @@ static stq_status careful_step(stq_adamw *o, const stq_step *step, stq_step_resu
 static stq_status swift_step(stq_adamw *o, const stq_step *step) {
     stq_cuda *cuda = o->backend_context;
     STQ_CHECK(stq_store_begin(&o->store, (const uint8_t(*)[2])o->targets));
-    STQ_CHECK(upload_items(o));
+    STQ_CHECK(stq_cuda_upload_items(o));
     STQ_CHECK(enqueue_prepare(o, step));
     STQ_CHECK(enqueue_update(o));
     count_step(o);
@@ -268,6 +268,7 @@ static stq_status plan_scoring(scoring *s, const stq_adamw *o) {
                              tensor->name);
         s->host[i].rows = tensor->rows;
         s->host[i].cols = tensor->cols;
+        s->host[i].count = tensor->count;
         s->host[i].ranked = tensor->rows > 1 && tensor->cols > 1;
         s->host[i].rows_at = s->vector_length;
         s->host[i].columns_at = s->vector_length + tensor->rows;

@@ -63,10 +63,17 @@ static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, size
     return cudaSuccess;
 }
 
+/* Slices are charged as whole tensors are: the policy must see the same bytes on every rank. */
 static uint64_t record_bytes(const stq_item *items, size_t count, size_t groups) {
-    stq_worklist list;
+    stq_worklist list = {.item_count = (int64_t)count};
     uint64_t bytes = sizeof(stq_cuda);
-    stq_worklist_count(&list, items, count);
+    for (size_t i = 0; i < count; i++) {
+        stq_worklist one;
+        stq_item whole = {.count = items[i].rows * items[i].cols};
+        stq_worklist_count(&one, &whole, 1);
+        list.tile_count += one.tile_count;
+        list.segment_count += one.segment_count;
+    }
     (void)allocate_lists(NULL, &list, groups, &bytes);
     return bytes + 3 * (uint64_t)count * sizeof(stq_device_item);
 }
@@ -180,4 +187,8 @@ const stq_backend stq_cuda_backend = {
     .settle = stq_cuda_settle,
     .set_group = set_group,
     .set_stream = set_stream,
+    .shards_open = stq_cuda_shards_open,
+    .shards_close = stq_cuda_shards_close,
+    .shards_norm = stq_cuda_shards_norm,
+    .shards_factors = stq_cuda_shards_factors,
 };

@@ -48,11 +48,20 @@ stq_status stq_cuda_error(cudaError_t error, const char *call);
             return stq_cuda_error(stq_cuda_status, #call); \
     } while (0)
 
+/* Brings the items, as the store has them now, to the device. */
+stq_status stq_cuda_upload_items(stq_adamw *o);
+
 /* Factors of all tensors that take part in this step, one entry a tensor; waits for the device. */
 stq_status stq_cuda_factors(stq_adamw *o, double unscale, stq_factors *factors);
 
 /* The step slot of the backend table, and the reading back of its counts. */
 stq_status stq_cuda_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *result);
 stq_status stq_cuda_settle(stq_adamw *o);
+
+/* The slots of sharded steps, see optim/backend.h. */
+stq_status stq_cuda_shards_open(struct stq_sharded *sharded);
+void stq_cuda_shards_close(void *context);
+stq_status stq_cuda_shards_norm(struct stq_sharded *sharded, const double **norm);
+stq_status stq_cuda_shards_factors(struct stq_sharded *sharded);
 
 #endif

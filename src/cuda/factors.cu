@@ -14,6 +14,17 @@
 /* 2^-10: elements below this share of the largest count as near zero. */
 #define NEAR_ZERO (1.0f / 1024.0f)
 
+static __device__ void begin_score(stq_score *score, double squares, double fourths, uint32_t largest, int64_t count) {
+    uint32_t exponent = max(largest >> 23, 2u);
+    score->squares = squares;
+    score->fourths = fourths;
+    score->largest_bits = largest;
+    score->prescale = stq_bits_float((256 - min(exponent, 255u)) << 23);
+    score->frobenius = sqrt(squares) * (double)score->prescale;
+    score->threshold = stq_bits_float(largest) * score->prescale * NEAR_ZERO;
+    score->fixed_point = count <= (int64_t)1 << 34 ? 16777216.0f : 1048576.0f;
+}
+
 /* Sums over the segments, and what the later stages are scaled by. */
 static __global__ void __launch_bounds__(TREE_THREADS)
     begin_kernel(const stq_device_item *items, const int64_t *first_segment, const stq_moment_sums *sums,
@@ -26,18 +37,34 @@ static __global__ void __launch_bounds__(TREE_THREADS)
     double fourths = tree_sum(accumulators, count, [=](int64_t i) { return own[i].fourths; });
     if (threadIdx.x != 0)
         return;
-    stq_score *score = &scores[blockIdx.x];
     uint32_t largest = 0;
     for (int64_t i = 0; i < count; i++)
         largest = max(largest, own[i].largest_bits);
-    uint32_t exponent = max(largest >> 23, 2u);
-    score->squares = squares;
-    score->fourths = fourths;
-    score->largest_bits = largest;
-    score->prescale = stq_bits_float((256 - min(exponent, 255u)) << 23);
-    score->frobenius = sqrt(squares) * (double)score->prescale;
-    score->threshold = stq_bits_float(largest) * score->prescale * NEAR_ZERO;
-    score->fixed_point = item->count <= (int64_t)1 << 34 ? 16777216.0f : 1048576.0f;
+    begin_score(&scores[blockIdx.x], squares, fourths, largest, item->count);
+}
+
+/* The same where squares and fourth powers of all ranks' segments lie apart. */
+static __global__ void __launch_bounds__(TREE_THREADS)
+    begin_slices_kernel(const int64_t *first_segment, const double *squares, const double *fourths,
+                        const int32_t *largest, stq_score *scores) {
+    __shared__ double accumulators[STQ_TREE_WIDTH];
+    stq_score *score = &scores[blockIdx.x];
+    int64_t first = first_segment[blockIdx.x];
+    int64_t count = score->rows > 0 ? first_segment[blockIdx.x + 1] - first : 0;
+    double second = tree_sum(accumulators, count, [=](int64_t i) { return squares[first + i]; });
+    double fourth = tree_sum(accumulators, count, [=](int64_t i) { return fourths[first + i]; });
+    if (threadIdx.x == 0)
+        begin_score(score, second, fourth, (uint32_t)largest[blockIdx.x], score->rows * score->cols);
+}
+
+static __global__ void __launch_bounds__(TREE_THREADS)
+    split_kernel(const stq_tile *segments, int64_t count, const stq_moment_sums *moments, double *fourths,
+                 int32_t *largest) {
+    int64_t i = (int64_t)blockIdx.x * TREE_THREADS + threadIdx.x;
+    if (i >= count)
+        return;
+    fourths[i] = moments[i].fourths;
+    atomicMax((uint32_t *)&largest[segments[i].item], moments[i].largest_bits);
 }
 
 /* x = the start vector, scaled for the first product. */
@@ -99,9 +126,11 @@ template <bool STATISTICS>
 static __device__ __forceinline__ row_sums sum_row(const stq_item *item, const stq_score *score, const float *x,
                                                    int64_t row) {
     row_sums sums = {0, 0, 0};
-    int64_t first = row * score->cols;
+    int64_t first = row * score->cols - score->first; /* in the elements held here */
+    int64_t begin = first < 0 ? -first : 0, end = score->count - first;
+    end = end < score->cols ? end : score->cols;
 #pragma unroll 4
-    for (int64_t j = threadIdx.x % 32; j < score->cols; j += 32)
+    for (int64_t j = begin + threadIdx.x % 32; j < end; j += 32)
         add_element<STATISTICS>(&sums, score, stq_load_float(item->gradient, item->gradient_type, first + j),
                                 score->ranked ? x[j] : 0.0f);
     for (int step = 16; step > 0; step /= 2) {
@@ -172,11 +201,57 @@ static __global__ void __launch_bounds__(TREE_THREADS)
         uint32_t sum = 0;
 #pragma unroll 8
         for (int i = 0; i < rows; i++) {
-            float g = stq_load_float(item->gradient, item->gradient_type, (first + i) * score->cols + j);
+            int64_t at = (first + i) * score->cols + j - score->first;
+            if ((uint64_t)at >= (uint64_t)score->count)
+                continue;
+            float g = stq_load_float(item->gradient, item->gradient_type, at);
             sum += (uint32_t)__float2int_rn((g * score->prescale) * y[i]);
         }
         atomicAdd((uint32_t *)&vectors[score->columns_at + j], sum);
     }
+}
+
+cudaError_t stq_cuda_score_rows(const stq_score_lists *lists, bool measure, stq_score *scores, cudaStream_t stream) {
+    const unsigned chunks = (unsigned)lists->chunk_count;
+    if (chunks > 0 && measure)
+        rows_kernel<true><<<chunks, TREE_THREADS, 0, stream>>>(lists->items, lists->chunks, scores, lists->vectors);
+    else if (chunks > 0)
+        rows_kernel<false><<<chunks, TREE_THREADS, 0, stream>>>(lists->items, lists->chunks, scores, lists->vectors);
+    return cudaGetLastError();
+}
+
+cudaError_t stq_cuda_score_columns(const stq_score_lists *lists, stq_score *scores, cudaStream_t stream) {
+    const unsigned tensors = (unsigned)lists->item_count, chunks = (unsigned)lists->chunk_count;
+    rescale_kernel<<<tensors, TREE_THREADS, 0, stream>>>(scores, lists->vectors, true);
+    clear_kernel<<<tensors, TREE_THREADS, 0, stream>>>(scores, lists->vectors);
+    if (chunks > 0)
+        columns_kernel<<<chunks, TREE_THREADS, 0, stream>>>(lists->items, lists->chunks, scores, lists->vectors);
+    return cudaGetLastError();
+}
+
+cudaError_t stq_cuda_score_next(const stq_score_lists *lists, stq_score *scores, cudaStream_t stream) {
+    rescale_kernel<<<(unsigned)lists->item_count, TREE_THREADS, 0, stream>>>(scores, lists->vectors, false);
+    return cudaGetLastError();
+}
+
+cudaError_t stq_cuda_slice_moments(const stq_score_lists *lists, double *fourths, int32_t *largest,
+                                   cudaStream_t stream) {
+    int64_t count = lists->segment_count;
+    cudaError_t error = stq_cuda_moments(lists->items, lists->segments, count, lists->moments, stream);
+    if (error != cudaSuccess || count == 0)
+        return error;
+    const unsigned blocks = (unsigned)((count + TREE_THREADS - 1) / TREE_THREADS);
+    split_kernel<<<blocks, TREE_THREADS, 0, stream>>>(lists->segments, count, lists->moments, fourths, largest);
+    return cudaGetLastError();
+}
+
+cudaError_t stq_cuda_slice_begin(const stq_score_lists *lists, const int64_t *first_segment, const double *squares,
+                                 const double *fourths, const int32_t *largest, stq_score *scores,
+                                 cudaStream_t stream) {
+    const unsigned tensors = (unsigned)lists->item_count;
+    begin_slices_kernel<<<tensors, TREE_THREADS, 0, stream>>>(first_segment, squares, fourths, largest, scores);
+    start_kernel<<<tensors, TREE_THREADS, 0, stream>>>(scores, lists->vectors);
+    return cudaGetLastError();
 }
 
 cudaError_t stq_cuda_scores(const stq_score_lists *lists, stq_score *scores, cudaStream_t stream) {
@@ -188,16 +263,13 @@ cudaError_t stq_cuda_scores(const stq_score_lists *lists, stq_score *scores, cud
         return error;
     begin_kernel<<<tensors, TREE_THREADS, 0, stream>>>(lists->items, lists->first_segment, lists->moments, scores);
     start_kernel<<<tensors, TREE_THREADS, 0, stream>>>(scores, lists->vectors);
-    for (int iteration = 0; iteration < 2; iteration++) {
-        if (iteration == 0)
-            rows_kernel<true><<<chunks, TREE_THREADS, 0, stream>>>(lists->items, lists->chunks, scores, lists->vectors);
-        else
-            rows_kernel<false>
-                <<<chunks, TREE_THREADS, 0, stream>>>(lists->items, lists->chunks, scores, lists->vectors);
-        rescale_kernel<<<tensors, TREE_THREADS, 0, stream>>>(scores, lists->vectors, true);
-        clear_kernel<<<tensors, TREE_THREADS, 0, stream>>>(scores, lists->vectors);
-        columns_kernel<<<chunks, TREE_THREADS, 0, stream>>>(lists->items, lists->chunks, scores, lists->vectors);
-        rescale_kernel<<<tensors, TREE_THREADS, 0, stream>>>(scores, lists->vectors, false);
+    error = cudaGetLastError();
+    for (int iteration = 0; iteration < 2 && error == cudaSuccess; iteration++) {
+        error = stq_cuda_score_rows(lists, iteration == 0, scores, stream);
+        if (error == cudaSuccess)
+            error = stq_cuda_score_columns(lists, scores, stream);
+        if (error == cudaSuccess)
+            error = stq_cuda_score_next(lists, scores, stream);
     }
-    return cudaGetLastError();
+    return error;
 }

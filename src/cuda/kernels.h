@@ -24,6 +24,14 @@ cudaError_t stq_cuda_sum_squares(const stq_device_item *items, int64_t item_coun
                                  int64_t segment_count, const int64_t *first_segment, double *sums, double *total,
                                  cudaStream_t stream);
 
+/* The first half of this: the sums of squares of the segments. The second, for lists of which every rank has slices:
+ * their sum over the segments of the whole tensors (first_segment counts those), and its root. `sums` is scratch for
+ * item_count values. */
+cudaError_t stq_cuda_segment_squares(const stq_device_item *items, const stq_tile *segments, int64_t segment_count,
+                                     double *squares, cudaStream_t stream);
+cudaError_t stq_cuda_norm(const stq_device_item *items, int64_t item_count, const int64_t *first_segment,
+                          const double *squares, double *sums, double *norm, cudaStream_t stream);
+
 /* All sums of every segment. */
 cudaError_t stq_cuda_moments(const stq_device_item *items, const stq_tile *segments, int64_t segment_count,
                              stq_moment_sums *sums, cudaStream_t stream);
@@ -43,6 +51,28 @@ typedef struct stq_score_lists {
 
 /* Fills in `scores`, one an item. */
 cudaError_t stq_cuda_scores(const stq_score_lists *lists, stq_score *scores, cudaStream_t stream);
+
+/*
+ * The same in stages, for gradients of which every rank has slices. The caller adds over the ranks: after the moments
+ * the fourth powers (of which each rank has its segments) and the largest magnitudes, after each product the vectors.
+ */
+
+/* `fourths` has an entry for each of lists->segments, `largest` (bits of magnitudes, zeroed before) one an item. */
+cudaError_t stq_cuda_slice_moments(const stq_score_lists *lists, double *fourths, int32_t *largest,
+                                   cudaStream_t stream);
+
+/* Sums over the segments of whole tensors, which first_segment counts, and the start vectors. */
+cudaError_t stq_cuda_slice_begin(const stq_score_lists *lists, const int64_t *first_segment, const double *squares,
+                                 const double *fourths, const int32_t *largest, stq_score *scores, cudaStream_t stream);
+
+/* y = G x, measuring the elements the first time. Rows that no slice here touches are left as they are. */
+cudaError_t stq_cuda_score_rows(const stq_score_lists *lists, bool measure, stq_score *scores, cudaStream_t stream);
+
+/* z = G' y. */
+cudaError_t stq_cuda_score_columns(const stq_score_lists *lists, stq_score *scores, cudaStream_t stream);
+
+/* x = z, scaled. */
+cudaError_t stq_cuda_score_next(const stq_score_lists *lists, stq_score *scores, cudaStream_t stream);
 
 /*
  * Norm, finite check and coefficients (one an item) of the next step; counts it in `control`. `missed` has an entry an

@@ -80,6 +80,7 @@ typedef struct stq_score {
     uint32_t ranked; /* 0: no power iteration, the tensor has one row or one column, or takes no part */
     uint32_t reserved;
     int64_t rows, cols;          /* rows 0: takes no part */
+    int64_t first, count;        /* elements held here */
     int64_t rows_at, columns_at; /* places of its two vectors */
 } stq_score;
 

@@ -133,11 +133,11 @@ static __global__ void __launch_bounds__(TREE_THREADS)
 }
 
 static __global__ void __launch_bounds__(TREE_THREADS)
-    total_kernel(const double *tensor_sums, int64_t count, double *total) {
+    total_kernel(const double *tensor_sums, int64_t count, double *total, bool root) {
     __shared__ double accumulators[STQ_TREE_WIDTH];
     double sum = tree_sum(accumulators, count, [=](int64_t i) { return tensor_sums[i]; });
     if (threadIdx.x == 0)
-        *total = sum;
+        *total = root ? sqrt(sum) : sum;
 }
 
 cudaError_t stq_cuda_sum_squares(const stq_device_item *items, int64_t item_count, const stq_tile *segments,
@@ -148,7 +148,22 @@ cudaError_t stq_cuda_sum_squares(const stq_device_item *items, int64_t item_coun
         segment_kernel<<<(unsigned)segment_count, TREE_THREADS, 0, stream>>>(items, segments, sums);
     if (item_count > 0)
         tensor_kernel<<<(unsigned)item_count, TREE_THREADS, 0, stream>>>(items, first_segment, sums, tensor_sums);
-    total_kernel<<<1, TREE_THREADS, 0, stream>>>(tensor_sums, item_count, total);
+    total_kernel<<<1, TREE_THREADS, 0, stream>>>(tensor_sums, item_count, total, false);
+    return cudaGetLastError();
+}
+
+cudaError_t stq_cuda_segment_squares(const stq_device_item *items, const stq_tile *segments, int64_t segment_count,
+                                     double *squares, cudaStream_t stream) {
+    if (segment_count > 0)
+        segment_kernel<<<(unsigned)segment_count, TREE_THREADS, 0, stream>>>(items, segments, squares);
+    return cudaGetLastError();
+}
+
+cudaError_t stq_cuda_norm(const stq_device_item *items, int64_t item_count, const int64_t *first_segment,
+                          const double *squares, double *sums, double *norm, cudaStream_t stream) {
+    if (item_count > 0)
+        tensor_kernel<<<(unsigned)item_count, TREE_THREADS, 0, stream>>>(items, first_segment, squares, sums);
+    total_kernel<<<1, TREE_THREADS, 0, stream>>>(sums, item_count, norm, true);
     return cudaGetLastError();
 }
 

@@ -9,6 +9,8 @@
 
 #include "quant/layout.h"
 
+struct stq_sharded;
+
 typedef struct stq_backend {
     const char *name;
     /* Sum of squares of all gradients that there are, unscaled, in the fixed order of score/sums.h; not finite if a
@@ -49,6 +51,15 @@ typedef struct stq_backend {
     stq_status (*set_group)(void *context, size_t index, const stq_adamw_group *group);
     /* The stream of what follows. */
     void (*set_stream)(void *context, void *stream);
+
+    /* Sharded steps (optim/sharded.h), whose flat buffers are in the device's memory. The first makes what the others
+     * need, sharded->device_context, which the second frees; NULL is allowed there. */
+    stq_status (*shards_open)(struct stq_sharded *sharded);
+    void (*shards_close)(void *context);
+    /* The global norm, in the device's memory, from the summed gradients that sharded->gradients points to. */
+    stq_status (*shards_norm)(struct stq_sharded *sharded, const double **norm);
+    /* Fills sharded->factors, after shards_norm; see stq_sharded_factors(). */
+    stq_status (*shards_factors)(struct stq_sharded *sharded);
 } stq_backend;
 
 /* The CPU's table; its context is a stq_cpu. */

@@ -60,13 +60,23 @@ int64_t stq_sharded_slice_offset(const stq_sharded *s, size_t index) {
     return s->offsets[index] + s->slices[index].first;
 }
 
-static stq_status check_layout(const stq_tensor *tensors, size_t count, const stq_flat *flat) {
+/* Flat buffers are of one type; only the GPU takes others than float32. */
+static bool has_types(const stq_tensor *tensor, const stq_tensor *first, stq_device device) {
+    if (device == STQ_DEVICE_CPU)
+        return tensor->parameter_type == STQ_FLOAT32 && tensor->gradient_type == STQ_FLOAT32;
+    return tensor->parameter_type == first->parameter_type && tensor->gradient_type == first->gradient_type;
+}
+
+static stq_status check_layout(const stq_adamw_config *config, const stq_tensor *tensors, size_t count,
+                               const stq_flat *flat) {
     int64_t end = 0;
     for (size_t i = 0; i < count; i++) {
         const stq_tensor *t = &tensors[i];
         if (t->rows < 1 || t->cols < 1 || t->first != 0 || t->count != elements_of(t) ||
-            t->parameter_type != STQ_FLOAT32 || t->gradient_type != STQ_FLOAT32)
-            return stq_error(STQ_INVALID_ARGUMENT, "Tensor %zu must be whole and float32 to be sharded.", i);
+            !has_types(t, &tensors[0], config->device))
+            return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' must be whole and %s to be sharded.",
+                             t->name ? t->name : "",
+                             config->device == STQ_DEVICE_CPU ? "float32" : "of the types of the first tensor");
         if (flat->offsets[i] < end || flat->offsets[i] + t->count > flat->length)
             return stq_error(STQ_INVALID_ARGUMENT,
                              "Tensor '%s' at %lld overlaps its neighbour or leaves the flat buffer of %lld.",
@@ -107,7 +117,14 @@ static uint64_t configuration_digest(const stq_adamw_config *config, const stq_t
         digest = mix(digest, config->groups, config->group_count * sizeof *config->groups);
     for (size_t i = 0; i < count; i++) {
         const stq_tensor *t = &tensors[i];
-        int64_t shape[] = {t->rows, t->cols, t->group, t->m_bits, t->v_bits, flat->offsets[i]};
+        int64_t shape[] = {t->rows,
+                           t->cols,
+                           t->group,
+                           t->m_bits,
+                           t->v_bits,
+                           (int64_t)t->parameter_type,
+                           (int64_t)t->gradient_type,
+                           flat->offsets[i]};
         digest = mix(mix(digest, t->name, strlen(t->name)), shape, sizeof shape);
     }
     return digest;
@@ -135,6 +152,8 @@ static stq_status fill(stq_sharded *s, const stq_adamw_config *config, const stq
     memcpy(s->whole, tensors, s->tensor_count * sizeof *tensors);
     memcpy(s->offsets, flat->offsets, s->tensor_count * sizeof *s->offsets);
     s->length = flat->length;
+    s->parameter_type = tensors[0].parameter_type;
+    s->gradient_type = tensors[0].gradient_type;
     s->threads = config->threads;
     for (size_t i = 0; i < s->tensor_count; i++)
         s->segments_before[i + 1] = s->segments_before[i] + segments_of(elements_of(&s->whole[i]));
@@ -148,14 +167,14 @@ static stq_status fill(stq_sharded *s, const stq_adamw_config *config, const stq
     STQ_CHECK(stq_adamw_create(&s->adamw, config, s->slices, s->tensor_count));
     for (size_t i = 0; i < s->tensor_count; i++)
         s->whole[i].name = s->slices[i].name = s->adamw->tensors[i].name;
-    return STQ_OK;
+    return s->adamw->backend->shards_open ? s->adamw->backend->shards_open(s) : STQ_OK;
 }
 
 stq_status stq_sharded_create(stq_sharded **sharded, stq_comm *comm, const stq_adamw_config *config,
                               const stq_tensor *tensors, size_t tensor_count, const stq_flat *flat) {
     *sharded = NULL;
     STQ_CHECK(stq_adamw_check(config, tensors, tensor_count));
-    STQ_CHECK(check_layout(tensors, tensor_count, flat));
+    STQ_CHECK(check_layout(config, tensors, tensor_count, flat));
     STQ_CHECK(
         stq_comm_agree(comm, configuration_digest(config, tensors, tensor_count, flat), "configuration and tensors"));
     stq_sharded *s = calloc(1, sizeof *s);
@@ -177,6 +196,8 @@ stq_status stq_sharded_create(stq_sharded **sharded, stq_comm *comm, const stq_a
 void stq_sharded_destroy(stq_sharded *s) {
     if (s == NULL)
         return;
+    if (s->adamw && s->adamw->backend->shards_close)
+        s->adamw->backend->shards_close(s->device_context);
     stq_adamw_destroy(s->adamw);
     free(s->whole);
     free(s->slices);
@@ -195,6 +216,11 @@ void stq_sharded_destroy(stq_sharded *s) {
 
 stq_adamw *stq_sharded_optimizer(stq_sharded *s) { return s->adamw; }
 
+stq_status stq_sharded_set_stream(stq_sharded *s, void *stream) {
+    s->stream = stream;
+    return stq_adamw_set_stream(s->adamw, stream);
+}
+
 void stq_sharded_range(const stq_sharded *s, int rank, int64_t *first, int64_t *count) {
     *first = s->cuts[rank];
     *count = s->cuts[rank + 1] - s->cuts[rank];
@@ -207,6 +233,15 @@ static void count_owned(stq_sharded *s, int64_t first, int64_t count) {
         int64_t to = s->cuts[r + 1] < first + count ? s->cuts[r + 1] : first + count;
         s->counts[r] = to > from ? to - from : 0;
     }
+}
+
+static stq_comm_type message_type(stq_dtype dtype) {
+    return dtype == STQ_FLOAT32 ? STQ_COMM_FLOAT32 : dtype == STQ_BFLOAT16 ? STQ_COMM_BFLOAT16 : STQ_COMM_FLOAT16;
+}
+
+/* Element `index` of a flat buffer. */
+static void *element(const void *buffer, stq_dtype dtype, int64_t index) {
+    return (char *)(uintptr_t)buffer + (size_t)index * stq_dtype_size(dtype);
 }
 
 static stq_status note_started(stq_sharded *s, stq_started started) {
@@ -222,15 +257,16 @@ static stq_status note_started(stq_sharded *s, stq_started started) {
     return STQ_OK;
 }
 
-stq_status stq_sharded_start(stq_sharded *s, float *gradients, int64_t first, int64_t count) {
+stq_status stq_sharded_start(stq_sharded *s, void *gradients, int64_t first, int64_t count) {
     if (first < 0 || count < 0 || count > s->length - first)
         return stq_error(STQ_INVALID_ARGUMENT,
                          "The range of %lld elements from %lld is not inside the flat buffer of %lld.",
                          (long long)count, (long long)first, (long long)s->length);
     STQ_CHECK(note_started(s, (stq_started){.first = first, .count = count}));
     count_owned(s, first, count);
-    return stq_comm_start_reduce_scatter(s->comm, gradients + first, s->counts, STQ_COMM_FLOAT32,
-                                         &s->started[s->started_count - 1].request, "the gradients");
+    return stq_comm_start_reduce_scatter(s->comm, element(gradients, s->gradient_type, first), s->counts,
+                                         message_type(s->gradient_type), &s->started[s->started_count - 1].request,
+                                         "the gradients");
 }
 
 static int by_first(const void *a, const void *b) {
@@ -239,7 +275,7 @@ static int by_first(const void *a, const void *b) {
 }
 
 /* Begins what the caller did not, then waits for everything. */
-static stq_status sum_gradients(stq_sharded *s, float *gradients) {
+static stq_status sum_gradients(stq_sharded *s, void *gradients) {
     size_t begun = s->started_count;
     qsort(s->started, begun, sizeof *s->started, by_first);
     int64_t at = 0;
@@ -268,6 +304,13 @@ static int64_t segments_owned(const stq_sharded *s, int rank) {
         end = end < 0 ? 0 : end < count ? end : count;
         segments += end > first ? segments_of(end) - first / STQ_SEGMENT : 0;
     }
+    return segments;
+}
+
+int64_t stq_sharded_first_segment(const stq_sharded *s) {
+    int64_t segments = 0;
+    for (int r = 0; r < stq_comm_rank(s->comm); r++)
+        segments += segments_owned(s, r);
     return segments;
 }
 
@@ -309,49 +352,77 @@ static uint64_t decision_digest(const stq_sharded *s) {
     return mix(digest, &steps, sizeof steps);
 }
 
-static stq_status gather_parameters(stq_sharded *s, float *parameters) {
+static stq_status gather_parameters(stq_sharded *s, void *parameters) {
     count_owned(s, 0, s->length);
-    return stq_comm_all_gather(s->comm, parameters, s->counts, STQ_COMM_FLOAT32, "the parameters");
+    return stq_comm_all_gather(s->comm, parameters, s->counts, message_type(s->parameter_type), "the parameters");
 }
 
-static stq_status prepare_decision(stq_sharded *s, const float *gradients, double norm, stq_step *step) {
-    bool due = false;
-    STQ_CHECK(stq_adamw_decision_due(s->adamw, &due));
+/* Whether the norm is finite; a GPU is waited for, but not longer than the communicator's time-out. */
+static stq_status check_norm(stq_sharded *s, const stq_step *step, bool *finite) {
+    double norm = step->gradient_norm;
+    if (step->norm_pointer)
+        STQ_CHECK(s->adamw->backend->read(s->adamw->backend_context, &norm, step->norm_pointer, sizeof norm));
+    *finite = isfinite(norm);
+    return STQ_OK;
+}
+
+/* Factors of the global gradients, where the policy wants them. */
+static stq_status prepare_decision(stq_sharded *s, const void *gradients, stq_step *step) {
+    bool finite;
     stq_policy_kind kind = s->adamw->policy.config.kind;
-    if (!due || !isfinite(norm) || (kind != STQ_POLICY_ZONES && kind != STQ_POLICY_RATE_DISTORTION))
+    STQ_CHECK(check_norm(s, step, &finite));
+    if (!finite || (kind != STQ_POLICY_ZONES && kind != STQ_POLICY_RATE_DISTORTION))
         return STQ_OK;
+    const stq_backend *backend = s->adamw->backend;
     stq_comm_count(s->comm, true);
-    stq_status status = stq_sharded_factors(s, gradients);
+    stq_status status = backend->shards_factors ? backend->shards_factors(s) : stq_sharded_factors(s, gradients);
     stq_comm_count(s->comm, false);
     step->factors = s->factors;
     return status;
 }
 
-stq_status stq_sharded_step(stq_sharded *s, float *parameters, float *gradients, double max_gradient_norm,
+static stq_status find_norm(stq_sharded *s, const void *gradients, stq_step *step) {
+    step->norm_supplied = true;
+    if (s->adamw->backend->shards_norm)
+        return s->adamw->backend->shards_norm(s, &step->norm_pointer);
+    return global_norm(s, gradients, &step->gradient_norm);
+}
+
+/* This rank's update; on a GPU only enqueued where nobody needs to know how it went. */
+static stq_status update(stq_sharded *s, const void *gradients, stq_step *step, stq_step_result *done, bool asked) {
+    bool due = false;
+    STQ_CHECK(stq_step_due(s->adamw, &due));
+    if (due || asked)
+        STQ_CHECK(stq_comm_finish(s->comm, "the gradients"));
+    STQ_CHECK(stq_adamw_decision_due(s->adamw, &due));
+    if (due)
+        STQ_CHECK(prepare_decision(s, gradients, step));
+    bool waits = due || asked || s->device_context == NULL;
+    STQ_CHECK(stq_adamw_step(s->adamw, step, waits ? done : NULL));
+    if (!done->decided)
+        return STQ_OK;
+    stq_comm_count(s->comm, true);
+    stq_status status = stq_comm_agree(s->comm, decision_digest(s), "the widths decided");
+    stq_comm_count(s->comm, false);
+    return status;
+}
+
+stq_status stq_sharded_step(stq_sharded *s, void *parameters, void *gradients, double max_gradient_norm,
                             stq_step_result *result) {
     STQ_CHECK(sum_gradients(s, gradients));
-    double norm;
-    STQ_CHECK(global_norm(s, gradients, &norm));
     for (size_t i = 0; i < s->tensor_count; i++) {
-        s->parameters[i] = parameters + stq_sharded_slice_offset(s, i);
-        s->gradients[i] = gradients + stq_sharded_slice_offset(s, i);
+        s->parameters[i] = element(parameters, s->parameter_type, stq_sharded_slice_offset(s, i));
+        s->gradients[i] = element(gradients, s->gradient_type, stq_sharded_slice_offset(s, i));
     }
     stq_step step = {.size = sizeof step,
                      .parameters = s->parameters,
                      .gradients = s->gradients,
                      .unscale = 1,
                      .max_gradient_norm = max_gradient_norm,
-                     .norm_supplied = true,
-                     .gradient_norm = norm};
-    STQ_CHECK(prepare_decision(s, gradients, norm, &step));
-    stq_step_result done;
-    STQ_CHECK(stq_adamw_step(s->adamw, &step, &done));
-    if (done.decided) {
-        stq_comm_count(s->comm, true);
-        stq_status status = stq_comm_agree(s->comm, decision_digest(s), "the widths decided");
-        stq_comm_count(s->comm, false);
-        STQ_CHECK(status);
-    }
+                     .stream = s->stream};
+    STQ_CHECK(find_norm(s, gradients, &step));
+    stq_step_result done = {0};
+    STQ_CHECK(update(s, gradients, &step, &done, result != NULL));
     if (!done.skipped)
         STQ_CHECK(gather_parameters(s, parameters));
     if (result)

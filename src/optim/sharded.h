@@ -15,6 +15,10 @@ struct stq_sharded {
     stq_tensor *slices;       /* this rank's */
     int64_t *offsets;         /* of whole tensors in the flat buffers */
     int64_t length;           /* of the flat buffers */
+    stq_dtype parameter_type; /* of the flat buffers */
+    stq_dtype gradient_type;
+    void *stream;             /* of a GPU's steps */
+    void *device_context;     /* of the backend's slots of sharded steps; NULL on the CPU */
     int64_t *cuts;            /* ranks + 1 places in the flat buffers: rank r owns cuts[r] to cuts[r + 1] - 1 */
     int64_t *counts;          /* scratch, one a rank */
     int64_t *segments_before; /* tensor_count + 1: segments of the tensors before each one */
@@ -30,6 +34,9 @@ struct stq_sharded {
 
 /* Elements of the flat buffers before the slice of tensor i that this rank owns. */
 int64_t stq_sharded_slice_offset(const stq_sharded *sharded, size_t index);
+
+/* Segments of the whole model in front of those that this rank owns. */
+int64_t stq_sharded_first_segment(const stq_sharded *sharded);
 
 /* Sums over ranks of what each knows of the segments it owns: every rank gets all entries. */
 stq_status stq_sharded_gather_segments(stq_sharded *sharded, double *values, const char *what);
