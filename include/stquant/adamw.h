@@ -148,6 +148,12 @@ STQ_API stq_status stq_adamw_tensor(const stq_adamw *optimizer, size_t index, st
 /** Steps made (skipped ones not counted). */
 STQ_API int64_t stq_adamw_step_count(const stq_adamw *optimizer);
 
+/**
+ * Seconds that the policy took to choose the widths of all tensors at the last decision; 0 before the first. Neither
+ * the factors nor the transitions are in it, which are work on gradients and states.
+ */
+STQ_API double stq_adamw_decision_seconds(const stq_adamw *optimizer);
+
 /** Steps skipped because a gradient was not finite. */
 STQ_API int64_t stq_adamw_skipped_count(const stq_adamw *optimizer);
 

@@ -33,7 +33,8 @@ struct stq_adamw {
     uint64_t parameters; /* elements held here */
     int64_t steps;       /* made */
     int64_t skipped;
-    double bits_sum; /* sum over steps of all-in bits */
+    double bits_sum;         /* sum over steps of all-in bits */
+    double decision_seconds; /* of the last decision */
 };
 
 /* Checks configuration and tensors; fails naming the field or tensor. */

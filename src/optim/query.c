@@ -56,6 +56,8 @@ int64_t stq_adamw_step_count(const stq_adamw *o) {
     return o->steps;
 }
 
+double stq_adamw_decision_seconds(const stq_adamw *o) { return o->decision_seconds; }
+
 int64_t stq_adamw_skipped_count(const stq_adamw *o) {
     (void)stq_adamw_settle(o);
     return o->skipped;

@@ -3,6 +3,7 @@
  * and the fused pass.
  */
 #include <math.h>
+#include <omp.h>
 
 #include "common/error.h"
 #include "optim/coefficients.h"
@@ -92,7 +93,9 @@ stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, i
         for (int state = 0; state < 2; state++)
             o->decided[i].bits[state] = (uint8_t)stq_store_planes(&o->store, i, state)->bits;
     }
+    double begin = omp_get_wtime();
     STQ_CHECK(stq_policy_decide(&o->policy, o->decided, o->tensor_count, step_number));
+    o->decision_seconds = omp_get_wtime() - begin;
     for (size_t i = 0; i < o->tensor_count; i++)
         for (int state = 0; state < 2; state++)
             o->targets[i][state] = o->decided[i].target[state];

@@ -63,11 +63,19 @@ static void reheat(stq_policy *policy, double volatility) {
         policy->volatility_average = average(policy->volatility_average, volatility);
 }
 
-static stq_zone zone_of(const stq_policy *policy, const stq_factors *factors) {
-    if (!stq_policy_has_gradient(factors))
+/* Whether log r is at least its average, `threshold` being the average's exponential: a logarithm only where rounding
+ * could decide. */
+static bool is_complex(const stq_policy *policy, double r, double threshold) {
+    if (fabs(r - threshold) > 1e-9 * threshold)
+        return r > threshold;
+    return log(r) >= policy->log_r_average;
+}
+
+static stq_zone zone_of(const stq_policy *policy, const stq_policy_tensor *tensor, double r_threshold) {
+    if (!stq_policy_has_gradient(&tensor->factors))
         return STQ_ZONE_REDUNDANT;
-    bool n_high = log(factors->n) >= policy->log_n_average;
-    bool r_high = log(factors->r) >= policy->log_r_average;
+    bool n_high = tensor->last_log_n >= policy->log_n_average;
+    bool r_high = is_complex(policy, tensor->factors.r, r_threshold);
     if (n_high)
         return r_high ? STQ_ZONE_CRITICAL : STQ_ZONE_MAGNITUDE;
     return r_high ? STQ_ZONE_STRUCTURAL : STQ_ZONE_REDUNDANT;
@@ -85,8 +93,10 @@ void stq_policy_measure(stq_policy *policy, stq_policy_tensor *tensors, size_t c
             policy->log_n_peak = policy->log_n_average;
     }
     reheat(policy, sum.volatile_elements > 0 ? sum.volatility / sum.volatile_elements : 0);
+    double r_threshold = exp(policy->log_r_average);
     for (size_t i = 0; i < count; i++)
-        tensors[i].zone = (uint8_t)(takes_part(&tensors[i]) ? zone_of(policy, &tensors[i].factors) : STQ_ZONE_EXEMPT);
+        tensors[i].zone =
+            (uint8_t)(takes_part(&tensors[i]) ? zone_of(policy, &tensors[i], r_threshold) : STQ_ZONE_EXEMPT);
 }
 
 /* The cosine of the plan, before `annealing` and reheating. */

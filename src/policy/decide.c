@@ -49,9 +49,15 @@ static void add_choice(decision *d, size_t i, int state) {
     if (width == 0 && d->policy->decisions > 0)
         width = tensor->target[state];
     stq_choice *choice = &d->choices[d->count++];
-    *choice = (stq_choice){.tensor = (uint32_t)i, .state = (uint8_t)state};
+    *choice = (stq_choice){.tensor = (uint32_t)i, .state = (uint8_t)state, .asked = tensor->asked[state]};
     choice->present = stq_is_shared(width) ? 0 : (uint8_t)width;
-    stq_choice_sizes(choice, tensor->count, d->policy->granularity);
+    if (d->count > 1 && choice[-1].tensor == i) {
+        choice->pair = choice[-1].pair;
+        choice->nibble = choice[-1].nibble;
+        choice->bit = choice[-1].bit;
+    } else {
+        stq_choice_sizes(choice, tensor->count, d->policy->granularity);
+    }
     if (state == STQ_SECOND_MOMENT)
         consider_sharing(d->policy, tensor, width, choice);
     if (choice->may_share && choice->present != 0 && choice->shared_bytes > d->reserve)
@@ -61,7 +67,7 @@ static void add_choice(decision *d, size_t i, int state) {
 /* Lists the choices and takes the bytes of everything else off the budget. */
 static void list_choices(decision *d, size_t tensor_count, int64_t step) {
     stq_policy *policy = d->policy;
-    uint64_t taken = policy->fixed_bytes;
+    d->taken = policy->fixed_bytes;
     d->count = 0;
     for (size_t i = 0; i < tensor_count; i++)
         for (int state = 0; state < 2; state++) {
@@ -71,10 +77,10 @@ static void list_choices(decision *d, size_t tensor_count, int64_t step) {
                 continue;
             }
             d->tensors[i].target[state] = given;
-            taken += stq_policy_state_bytes(&d->tensors[i], given, policy->granularity);
+            d->taken += stq_policy_state_bytes(&d->tensors[i], given, policy->granularity);
         }
     if (chooses(policy))
-        d->budget = (int64_t)(stq_policy_budget(policy, step) - taken);
+        d->budget = (int64_t)(stq_policy_budget(policy, step) - d->taken);
     int64_t lowest = 0;
     for (size_t i = 0; i < d->count; i++)
         lowest += stq_choice_bytes(&d->choices[i], policy->config.lowest_bits);
@@ -82,19 +88,21 @@ static void list_choices(decision *d, size_t tensor_count, int64_t step) {
         d->budget -= d->reserve;
 }
 
-static int64_t bytes_at(const decision *d, uint32_t bits) {
-    int64_t bytes = 0;
-    for (size_t i = 0; i < d->count; i++)
-        bytes += stq_choice_bytes(&d->choices[i], d->choices[i].may_share ? 0 : bits);
-    return bytes;
-}
-
 /* The widest uniform width under the budget, as a real number between two widths; of the states that are not shared. */
 static double uniform_bits(const decision *d) {
+    stq_choice all = {.bits = 0};
+    int64_t shared = 0;
+    for (size_t i = 0; i < d->count; i++) {
+        const stq_choice *choice = &d->choices[i];
+        shared += choice->may_share ? choice->shared_bytes : 0;
+        all.pair += choice->may_share ? 0 : choice->pair;
+        all.nibble += choice->may_share ? 0 : choice->nibble;
+        all.bit += choice->may_share ? 0 : choice->bit;
+    }
     uint32_t bits = d->policy->config.lowest_bits;
-    int64_t here = bytes_at(d, bits);
+    int64_t here = shared + stq_choice_bytes(&all, bits);
     for (; bits < d->policy->config.highest_bits; bits++) {
-        int64_t next = bytes_at(d, bits + 1);
+        int64_t next = shared + stq_choice_bytes(&all, bits + 1);
         if (next > d->budget)
             return bits + (next > here ? (double)(d->budget - here) / (double)(next - here) : 0);
         here = next;
@@ -136,7 +144,7 @@ static void wish(decision *d) {
         choice->highest = (uint8_t)d->policy->config.highest_bits;
         room -= stq_choice_bytes(choice, choice->bits);
     }
-    stq_spend(d->choices, d->count, &d->steps, &room);
+    stq_spend(d->choices, d->links, d->count, &d->steps, &room);
     for (size_t i = 0; i < d->count; i++)
         d->wishes[i] = d->choices[i].bits;
 }
@@ -146,27 +154,32 @@ static bool is_first(const decision *d) {
     return d->count == 0 || (d->choices[0].present == 0 && d->choices[0].shared == 0);
 }
 
-static void finish(decision *d, size_t tensor_count, int64_t step) {
+static void finish(decision *d, int64_t step) {
+    d->policy->last_bytes = d->taken;
     for (size_t i = 0; i < d->count; i++) {
         const stq_choice *choice = &d->choices[i];
-        d->tensors[choice->tensor].target[choice->state] = choice->bits ? choice->bits : choice->shared;
+        stq_policy_tensor *tensor = &d->tensors[choice->tensor];
+        tensor->target[choice->state] = choice->bits ? choice->bits : choice->shared;
+        tensor->asked[choice->state] = choice->asked;
+        d->policy->last_bytes += (uint64_t)stq_choice_bytes(choice, choice->bits);
     }
-    uint64_t bytes = d->policy->fixed_bytes;
-    for (size_t i = 0; i < tensor_count; i++)
-        for (int state = 0; state < 2; state++)
-            bytes += stq_policy_state_bytes(&d->tensors[i], d->tensors[i].target[state], d->policy->granularity);
-    d->policy->last_bytes = bytes;
     d->policy->last_step = step;
     d->policy->decisions++;
+}
+
+static void release(decision *d) {
+    free(d->choices);
+    free(d->wishes);
+    free(d->links);
 }
 
 stq_status stq_policy_decide(stq_policy *policy, stq_policy_tensor *tensors, size_t count, int64_t step) {
     decision d = {.policy = policy, .tensors = tensors};
     d.choices = malloc((2 * count + 1) * sizeof *d.choices);
     d.wishes = malloc(2 * count + 1);
-    if (!d.choices || !d.wishes) {
-        free(d.choices);
-        free(d.wishes);
+    d.links = malloc((2 * count + 1) * sizeof *d.links);
+    if (!d.choices || !d.wishes || !d.links) {
+        release(&d);
         return stq_error(STQ_OUT_OF_MEMORY, "No memory to decide the widths of %zu tensors.", count);
     }
     if (policy->decisions > 0)
@@ -179,8 +192,7 @@ stq_status stq_policy_decide(stq_policy *policy, stq_policy_tensor *tensors, siz
         if (!is_first(&d))
             stq_decision_move(&d);
     }
-    finish(&d, count, step);
-    free(d.choices);
-    free(d.wishes);
+    finish(&d, step);
+    release(&d);
     return STQ_OK;
 }

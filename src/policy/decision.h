@@ -9,8 +9,10 @@ typedef struct decision {
     stq_policy_tensor *tensors;
     stq_choice *choices;
     uint8_t *wishes; /* the rule's width for each choice, free of history; 0 = shared */
+    uint32_t *links; /* scratch of stq_spend() */
     size_t count;    /* of choices */
     stq_steps steps;
+    uint64_t taken;  /* bytes of everything else */
     int64_t budget;  /* bytes for the planes of the choices */
     int64_t reserve; /* bytes of the largest means that a second moment needs before its codes are freed */
 } decision;

@@ -46,7 +46,7 @@ static void hull(stq_steps *steps, int state, uint32_t lowest, uint32_t highest)
             }
         }
         for (; start < end; start++)
-            steps->gain[state][start] = (float)log2(best > 1e-9 ? best : 1e-9);
+            steps->gain[state][start] = stq_priority(log2(best > 1e-9 ? best : 1e-9));
     }
 }
 
@@ -63,14 +63,19 @@ static void rank_return(const stq_policy *policy, const stq_policy_tensor *tenso
         }
     }
     choice->landing = (uint8_t)landing;
-    choice->return_gain = (float)log2(best > 1e-9 ? best : 1e-9);
+    choice->return_gain = stq_priority(log2(best > 1e-9 ? best : 1e-9));
+}
+
+/* Its logarithm, base 2. */
+static double log_weight(const stq_policy *policy, const stq_policy_tensor *tensor) {
+    if (!stq_policy_has_gradient(&tensor->factors))
+        return -4;
+    double octaves = (tensor->last_log_n - policy->log_n_average) * 1.44269504088896340736;
+    return octaves < -4 ? -4 : octaves > 4 ? 4 : octaves;
 }
 
 double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *tensor) {
-    if (!stq_policy_has_gradient(&tensor->factors))
-        return 0.0625;
-    double weight = exp(log(tensor->factors.n) - policy->log_n_average);
-    return weight < 0.0625 ? 0.0625 : weight > 16 ? 16 : weight;
+    return exp2(log_weight(policy, tensor));
 }
 
 void stq_distortion_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
@@ -79,7 +84,7 @@ void stq_distortion_rank(const stq_policy *policy, const stq_policy_tensor *tens
         hull(steps, state, policy->config.lowest_bits, policy->config.highest_bits);
     for (size_t i = 0; i < count; i++) {
         const stq_policy_tensor *tensor = &tensors[choices[i].tensor];
-        choices[i].priority = (float)log2(stq_distortion_weight(policy, tensor));
+        choices[i].priority = stq_priority(log_weight(policy, tensor));
         if (choices[i].shared != 0)
             rank_return(policy, tensor, &choices[i]);
     }

@@ -24,8 +24,6 @@ static int phase(const stq_choice *choice, uint32_t from, uint32_t to) {
     return stq_policy_transition_phase(from ? from : choice->shared, to ? to : choice->shared);
 }
 
-static uint8_t *asked(decision *d, size_t i) { return &d->tensors[d->choices[i].tensor].asked[d->choices[i].state]; }
-
 static bool keeps_peak(const decision *d) { return d->policy->config.cap_mode == STQ_CAP_PEAK; }
 
 /* Starts from the present widths and counts who asks for less. Returns what is left of the budget. */
@@ -33,8 +31,8 @@ static int64_t recall(decision *d) {
     int64_t room = d->budget;
     for (size_t i = 0; i < d->count; i++) {
         stq_choice *choice = &d->choices[i];
-        uint8_t *times = asked(d, i);
-        *times = d->wishes[i] < choice->present ? (uint8_t)(*times + (*times < UINT8_MAX)) : 0;
+        uint8_t times = choice->asked;
+        choice->asked = d->wishes[i] < choice->present ? (uint8_t)(times + (times < UINT8_MAX)) : 0;
         choice->bits = choice->highest = choice->present;
         room -= stq_choice_bytes(choice, choice->present);
     }
@@ -47,8 +45,10 @@ static void demote(decision *d, int64_t *room) {
     for (int kind = DROP; kind <= REPLACE; kind++)
         for (size_t i = 0; i < d->count; i++) {
             stq_choice *choice = &d->choices[i];
+            if (choice->asked < CONFIRMATIONS)
+                continue;
             uint8_t less = d->wishes[i] == 0 ? 0 : (uint8_t)(choice->present - 1);
-            if (*asked(d, i) < CONFIRMATIONS || phase(choice, choice->present, less) != kind)
+            if (phase(choice, choice->present, less) != kind)
                 continue;
             if (kind == REPLACE && keeps_peak(d) && stq_choice_bytes(choice, less) > *room)
                 continue;
@@ -108,14 +108,15 @@ static void promote(decision *d, int64_t *room) {
     for (size_t i = 0; i < d->count; i++)
         if (d->choices[i].present != 0 && d->wishes[i] > d->choices[i].present)
             d->choices[i].highest = (uint8_t)(d->choices[i].present + 1);
-    stq_spend(d->choices, d->count, &d->steps, room);
+    stq_spend(d->choices, d->links, d->count, &d->steps, room);
     if (keeps_peak(d) && block_crossings(d, before, room))
-        stq_spend(d->choices, d->count, &d->steps, room);
+        stq_spend(d->choices, d->links, d->count, &d->steps, room);
 }
 
 static bool any_replacement(const decision *d) {
     for (size_t i = 0; i < d->count; i++)
-        if (phase(&d->choices[i], d->choices[i].present, d->choices[i].bits) == REPLACE)
+        if (d->choices[i].bits != d->choices[i].present &&
+            phase(&d->choices[i], d->choices[i].present, d->choices[i].bits) == REPLACE)
             return true;
     return false;
 }
@@ -124,17 +125,23 @@ static bool any_replacement(const decision *d) {
  * unless the room that it freed is needed while base planes are replaced. */
 static void spend_rest(decision *d, int64_t *room) {
     bool return_bits = !keeps_peak(d) || !any_replacement(d);
+    int64_t cheapest = INT64_MAX;
     for (size_t i = 0; i < d->count; i++) {
         stq_choice *choice = &d->choices[i];
         uint8_t more = (uint8_t)(choice->bits + 1);
-        if (choice->bits == 0 || more > d->policy->config.highest_bits || phase(choice, choice->bits, more) == REPLACE)
+        /* The step from 3 to 4 bits replaces the base plane. */
+        if (choice->bits == 0 || choice->bits == 3 || more > d->policy->config.highest_bits)
             continue;
         bool same = choice->bits == choice->present && d->wishes[i] >= choice->present;
         bool demoted = choice->bits < choice->present;
-        if (same || (demoted && return_bits))
-            choice->highest = more;
+        if (!same && !(demoted && return_bits))
+            continue;
+        choice->highest = more;
+        int64_t cost = stq_choice_bytes(choice, more) - stq_choice_bytes(choice, choice->bits);
+        cheapest = cost < cheapest ? cost : cheapest;
     }
-    stq_spend(d->choices, d->count, &d->steps, room);
+    if (*room >= cheapest)
+        stq_spend(d->choices, d->links, d->count, &d->steps, room);
 }
 
 /* The present widths do not fit: the budget goes by priority to the bits there are, whatever was asked for. */
@@ -147,7 +154,7 @@ static void force(decision *d) {
             choice->bits = (uint8_t)d->policy->config.lowest_bits;
         room -= stq_choice_bytes(choice, choice->bits);
     }
-    stq_spend(d->choices, d->count, &d->steps, &room);
+    stq_spend(d->choices, d->links, d->count, &d->steps, &room);
     for (size_t i = 0; i < d->count; i++)
         d->policy->forced += d->choices[i].bits < d->choices[i].highest;
 }
@@ -155,7 +162,7 @@ static void force(decision *d) {
 static void settle_requests(decision *d) {
     for (size_t i = 0; i < d->count; i++)
         if (d->choices[i].bits < d->choices[i].present)
-            *asked(d, i) = 0;
+            d->choices[i].asked = 0;
 }
 
 void stq_decision_move(decision *d) {

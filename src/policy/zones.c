@@ -11,24 +11,27 @@ static const float offsets[][2] = {
 };
 
 /* Orders the states of one zone: a fraction of a bit by how far n and r are from their averages. */
-static float order_inside_zone(const stq_policy *policy, const stq_factors *factors) {
-    if (!stq_policy_has_gradient(factors))
-        return -0.25f;
-    double distance = log(factors->n) - policy->log_n_average + log(factors->r) - policy->log_r_average;
+static double order_inside_zone(const stq_policy *policy, const stq_policy_tensor *tensor) {
+    if (!stq_policy_has_gradient(&tensor->factors))
+        return -0.25;
+    double distance = tensor->last_log_n - policy->log_n_average + log(tensor->factors.r) - policy->log_r_average;
     distance = distance < -8 ? -8 : distance > 8 ? 8 : distance;
-    return (float)(distance / 32);
+    return distance / 32;
 }
 
 void stq_zones_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
                     stq_steps *steps, double tau, double uniform_bits) {
     for (uint32_t bits = 0; bits <= STQ_HIGHEST_BITS; bits++)
-        steps->gain[0][bits] = steps->gain[1][bits] = -(float)bits;
+        steps->gain[0][bits] = steps->gain[1][bits] = stq_priority(-(double)bits);
+    double order = 0;
     for (size_t i = 0; i < count; i++) {
         const stq_policy_tensor *tensor = &tensors[choices[i].tensor];
-        choices[i].priority = (float)(uniform_bits + tau * (double)offsets[tensor->zone][choices[i].state]) +
-                              order_inside_zone(policy, &tensor->factors);
+        if (i == 0 || choices[i - 1].tensor != choices[i].tensor)
+            order = order_inside_zone(policy, tensor);
+        choices[i].priority =
+            stq_priority(uniform_bits + tau * (double)offsets[tensor->zone][choices[i].state] + order);
         /* Whether to share was decided before; bits that nobody else can take come last. */
-        choices[i].return_gain = -(float)STQ_HIGHEST_BITS - 1;
+        choices[i].return_gain = stq_priority(-STQ_HIGHEST_BITS - 1.0);
         choices[i].landing = 4;
     }
 }

@@ -50,6 +50,28 @@ def check_transition(name, m_bits, v_bits, *arguments):
         report(f"{name}, ratio", mean > 0 and abs(found["transition_ratio"] / ratio - 1) < 1e-3, found)
 
 
+def check_policy():
+    result = run("policy", "--tensors", "300", "--repeats", "5", "--json")
+    found = json.loads(result.stdout) if result.returncode == 0 else {}
+    report("policy", found.get("tensors") == 300 and found["decision_ms"] > 0 and found["widths_changed"] > 0
+           and found["policy"] == "rate-distortion", found or result.stderr)
+    result = run("policy", "--policy", "zones", "--repeats", "3", "--json")
+    found = json.loads(result.stdout) if result.returncode == 0 else {"sizes": []}
+    report("policy, all sizes", [size["tensors"] for size in found["sizes"]] == [10, 100, 1000, 10000, 100000]
+           and found["line"]["ns_per_tensor"] > 0, found or result.stderr)
+
+
+def check_score():
+    result = run("score", "--layers", "1", "--width", "64", "--batch", "2", "--sequence-length", "16", "--threads", "1",
+                 "--repeats", "3", "--decide-every", "50", "--json")
+    found = json.loads(result.stdout) if result.returncode == 0 else {}
+    share = found["decision_ms"] / 50 if found else 0
+    # The largest tensor's rows and columns: 256 x 64 of the embedding.
+    report("score", found and found["training_step_ms"] > found["optimizer_ms"] > 0 and found["factors_ms"] > 0
+           and found["scratch_bytes"] == 4 * (256 + 64)
+           and abs(found["share_of_total"] - share / (found["training_step_ms"] + share)) < 1e-4, found or result.stderr)
+
+
 def check_refusal(name, *arguments):
     result = run(*arguments)
     one_sentence = result.stderr.count("\n") == 1 and result.stderr.rstrip().endswith(".")
@@ -78,7 +100,11 @@ def main():
     check_refusal("unknown widths are refused", "step", "--bits", "1,4")
     check_refusal("unknown widths to go to are refused", "step", "--to", "4,9")
     check_refusal("more tensors than parameters are refused", "step", "--params", "10", "--tensors", "11")
+    check_policy()
+    check_score()
     check_refusal("an unknown benchmark is refused", "nothing")
+    check_refusal("no tensors are refused", "policy", "--tensors", "0")
+    check_refusal("a cap that cannot hold is refused", "policy", "--tensors", "10", "--state-bits", "1")
     return failures != 0
 
 
