@@ -14,7 +14,7 @@
 #include "common/error.h"
 
 /* Written at once; the system is told to begin with the disk after each, so that the last sync has little left. */
-enum { WRITE_BYTES = 8 << 20, READ_BYTES = 8 << 20 };
+enum { WRITE_BYTES = 8 << 20, READ_BYTES = 8 << 20, DIRECT_BYTES = 32 << 20 };
 
 stq_status stq_file_error(const char *action, const char *path, int error) {
     return stq_error(STQ_IO_ERROR, "Cannot %s %s: %s.", action, path, strerror(error));
@@ -84,18 +84,42 @@ stq_status stq_file_load(const char *path, uint64_t limit, char **text, uint64_t
     return STQ_OK;
 }
 
-/* `offset` is where the piece begins in the file. */
+/* Turns writing past the page cache on or off; false where the file system has none of it. */
+static bool set_direct(int descriptor, bool direct) {
+    int flags = fcntl(descriptor, F_GETFL);
+    return flags >= 0 && fcntl(descriptor, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+}
+
+/*
+ * `offset` is where the piece begins in the file. The whole pages of a large piece go past the page cache where memory
+ * and file agree in their alignment: that spares the cache a gigabyte that nobody reads soon, and is faster.
+ */
 static stq_status write_piece(int descriptor, const char *path, const stq_piece *piece, uint64_t offset) {
+    uint64_t whole_pages = piece->bytes / STQ_FILE_PAGE * STQ_FILE_PAGE;
+    bool aligned = (uintptr_t)piece->data % STQ_FILE_PAGE == 0 && offset % STQ_FILE_PAGE == 0;
+    bool direct = aligned && piece->bytes >= STQ_LARGE_FILE && set_direct(descriptor, true);
     for (uint64_t done = 0; done < piece->bytes;) {
-        uint64_t left = piece->bytes - done;
-        ssize_t count = write(descriptor, (const uint8_t *)piece->data + done, left < WRITE_BYTES ? left : WRITE_BYTES);
+        if (direct && (done >= whole_pages || done % STQ_FILE_PAGE != 0)) {
+            set_direct(descriptor, false);
+            direct = false;
+        }
+        uint64_t left = (direct ? whole_pages : piece->bytes) - done, most = direct ? DIRECT_BYTES : WRITE_BYTES;
+        ssize_t count = write(descriptor, (const uint8_t *)piece->data + done, left < most ? left : most);
+        if (count < 0 && errno == EINVAL && direct) { /* promised by the file system, but not done by the disk */
+            set_direct(descriptor, false);
+            direct = false;
+            continue;
+        }
         if (count < 0 && errno != EINTR)
             return stq_file_error("write", path, errno);
         if (count <= 0)
             continue;
-        sync_file_range(descriptor, (off_t)(offset + done), (off_t)count, SYNC_FILE_RANGE_WRITE);
+        if (!direct)
+            sync_file_range(descriptor, (off_t)(offset + done), (off_t)count, SYNC_FILE_RANGE_WRITE);
         done += (uint64_t)count;
     }
+    if (direct)
+        set_direct(descriptor, false);
     return STQ_OK;
 }
 

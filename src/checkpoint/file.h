@@ -19,6 +19,9 @@ stq_status stq_file_read(int descriptor, const char *path, void *data, uint64_t 
 /* A whole file of at most `limit` bytes in fresh memory, with a zero byte behind it. */
 stq_status stq_file_load(const char *path, uint64_t limit, char **text, uint64_t *bytes);
 
+/* Files of more than STQ_LARGE_FILE bytes are written and read in whole pages where they lie at such. */
+enum { STQ_FILE_PAGE = 4096, STQ_LARGE_FILE = 1 << 20 };
+
 /* One piece of a file to be written. */
 typedef struct stq_piece {
     const void *data;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoint/file.h"
 #include "checkpoint/json.h"
 #include "common/error.h"
 
@@ -259,11 +260,10 @@ static stq_status build_header(json_t *root, const stq_entry *entries, size_t co
     return STQ_OK;
 }
 
-/* Length field and text, padded with spaces so that the data begins at a multiple of 64. */
-static stq_status place_header(const char *text, char **header, uint64_t *bytes) {
-    uint64_t length = strlen(text);
-    uint64_t whole =
-        (STQ_HEADER_LENGTH_BYTES + length + STQ_HEADER_ALIGNMENT - 1) / STQ_HEADER_ALIGNMENT * STQ_HEADER_ALIGNMENT;
+/* Length field and text, padded with spaces so that the data begins at a multiple of 64, much data at a page. */
+static stq_status place_header(const char *text, uint64_t data_bytes, char **header, uint64_t *bytes) {
+    uint64_t length = strlen(text), alignment = data_bytes < STQ_LARGE_FILE ? STQ_HEADER_ALIGNMENT : STQ_FILE_PAGE;
+    uint64_t whole = (STQ_HEADER_LENGTH_BYTES + length + alignment - 1) / alignment * alignment;
     if (whole - STQ_HEADER_LENGTH_BYTES > STQ_LONGEST_HEADER)
         return stq_error(STQ_UNSUPPORTED, "A header of %" PRIu64 " bytes is longer than safetensors files may have.",
                          whole);
@@ -290,7 +290,10 @@ stq_status stq_header_format(const stq_entry *entries, size_t count, json_t *met
         return status;
     if (text == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for a header of %zu tensors.", count);
-    status = place_header(text, header, bytes);
+    uint64_t data_bytes = 0;
+    for (size_t i = 0; i < count; i++)
+        data_bytes += entries[i].bytes;
+    status = place_header(text, data_bytes, header, bytes);
     free(text);
     return status;
 }
