@@ -168,7 +168,7 @@ def check_bash(folder, texts):
         report(f"bash completes `stquant {' '.join(words)}`", sorted(offered) == sorted(wanted), offered)
 
 
-def typed(arguments, cwd, steps, seconds=20):
+def typed(arguments, cwd, steps, seconds=60):
     """What a program on a terminal shows after each (keys, text to wait for); None if it does not come."""
     pid, terminal = pty.fork()
     if pid == 0:
