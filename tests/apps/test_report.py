@@ -206,6 +206,50 @@ def check_widths(page, lines):
            len(tops) == len(coded) and not wrong, wrong[:3])
 
 
+def picture(page, label):
+    return re.search(rf'<svg [^>]*aria-label="{label}[^"]*">(.*?)</svg>', page, re.S).group(1)
+
+
+def check_bars(page, lines):
+    """Bars as long as the bytes: every value at 32, 8 and 4 bits, then the runs, their peaks marked."""
+    svg = picture(page, "Bytes of the optimizer states as bars")
+    bars = [float(width) for width in re.findall(r'<rect x="190.0" [^>]*width="([\d.]+)" [^>]*class="bar', svg)]
+    marks = [float(x) - 190 for x in re.findall(r'<path d="M([\d.]+) [^"]*" class="mark"', svg)]
+    values = 2 * 200000
+    expected = [4 * values, values, values / 2, 4 * values, lines[-1]["state_bytes"]]
+    peaks = [int(32.05 * 200000 / 4), lines[-1]["peak_state_bytes"]]
+    unit = bars[0] / expected[0] if bars else 0
+    report("the memory bars are as long as the bytes", len(bars) == 5 and all(abs(bar - unit * count) < 0.2 for bar, count in zip(bars, expected)),
+           (bars, expected))
+    report("the marks stand at the peaks", len(marks) == 2 and all(abs(mark - unit * count) < 0.2 for mark, count in zip(marks, peaks)),
+           (marks, peaks))
+
+
+def check_zones(page, lines):
+    """Every tensor of four decisions lies in the plane where its n and r are, and on its zone's side of both boundaries."""
+    svg = picture(page, "Tensors in the plane")
+    decisions = {str(line["step"]): line["tensors"] for line in lines if "tensors" in line}
+    wrong, count, steps = [], 0, re.split(r'class="title">step (\d+)</text>', svg)[1:]
+    for step, part in zip(steps[::2], steps[1::2]):
+        right, down = map(float, re.search(r'd="M([\d.]+) 34.0V248.0M[\d.]+ ([\d.]+)H[^"]*" class="boundary"', part).groups())
+        points = {}
+        for x, y, name, zone in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"[^>]*><title>([^:]+): [^<]*, (\S+?)(?:-dominant)?; m', part):
+            points[name] = float(x), float(y)
+            inside = {"critical": (1, 1), "magnitude": (0, 1), "structural": (1, 0), "redundant": (0, 0)}[zone]
+            if (float(x) >= right - 0.1, float(y) <= down + 0.1) != inside:
+                wrong.append((step, name, zone, x, y, right, down))
+        tensors = [tensor for tensor in decisions[step] if tensor["m_bits"] != 32]
+        count += len(points)
+        if set(points) != {tensor["name"] for tensor in tensors}:
+            wrong.append((step, set(points)))
+            continue
+        for axis, key, sign in ((0, "r", 1), (1, "n", -1)):
+            order = sorted(tensors, key=lambda tensor: tensor[key])
+            places = [sign * points[tensor["name"]][axis] for tensor in order]
+            wrong += [(step, key, places)] if any(a > b + 0.11 for a, b in zip(places, places[1:])) else []
+    report(f"{count} tensors at four decisions lie in their zones", len(steps) == 8 and not wrong, wrong[:3])
+
+
 def check_losses(folder):
     """The line of a short run goes through the logged losses."""
     path = os.path.join(folder, "short.jsonl")
@@ -431,6 +475,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         page, lines = check_page(folder)
         check_widths(page, lines)
+        check_bars(page, lines)
+        check_zones(page, lines)
         check_losses(folder)
         check_envelope(folder)
         check_bad_lines(folder)
