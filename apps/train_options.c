@@ -73,7 +73,7 @@ static const struct argp_option option_list[] = {
      HELP_STATES},
     {"m-bits", M_BITS, "N", 0, "fixed: width of the first moment, 2 to 8 (4)", HELP_STATES},
     {"v-bits", V_BITS, "N", 0, "fixed: width of the second moment, 2 to 8 (4)", HELP_STATES},
-    {"policy", POLICY, "zones|rate-distortion", 0, "stquant: how widths are chosen (as the library does)", HELP_STATES},
+    {"policy", POLICY, "zones|rate-distortion|fixed", 0, "stquant: how widths are chosen (as the library does)", HELP_STATES},
     {"cap-mode", CAP_MODE, "peak|mean", 0, "stquant: peak, the cap holds at every step (default), or mean, on average",
      HELP_STATES},
     {"decide-every", DECIDE_EVERY, "K", 0, "stquant: steps between decisions (100)", HELP_STATES},
@@ -222,7 +222,7 @@ static error_t parse_qat(int key, char *argument, struct argp_state *state) {
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
     static const char *const optimizers[] = {"adamw", "fixed", "stquant"};
-    static const char *const policies[] = {"zones", "rate-distortion"};
+    static const char *const policies[] = {"zones", "rate-distortion", "fixed"};
     static const char *const cap_modes[] = {"peak", "mean"};
     struct train_options *options = state->input;
     switch (key) {
@@ -230,7 +230,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         options->optimizer = command_choice(state, "optimizer", argument, optimizers, 3);
         return 0;
     case POLICY:
-        options->policy = command_choice(state, "policy", argument, policies, 2);
+        options->policy = command_choice(state, "policy", argument, policies, 3);
         return 0;
     case SHARED_V:
         refuse_failure(width_rules_share(&options->widths, argument, &options->shared_v), state);
@@ -349,7 +349,7 @@ enum app_status train_options_optimizer(const struct train_options *options, str
     enum app_status status = APP_OK;
     if (strcmp(options->optimizer, "adamw") == 0) {
         policy.kind = STQ_POLICY_FLOAT32;
-    } else if (strcmp(options->optimizer, "fixed") == 0) {
+    } else if (strcmp(options->optimizer, "fixed") == 0 || (options->policy && strcmp(options->policy, "fixed") == 0)) {
         policy.kind = STQ_POLICY_FIXED;
         status = fixed_widths(options, &policy);
     } else {

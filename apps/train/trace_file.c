@@ -78,8 +78,10 @@ static enum app_status read_error(const json_t *object, const char *member, int 
     const json_t *number = json_array_get(list, (size_t)(bits - NARROWEST));
     double value = json_is_number(number) ? json_number_value(number) : NAN;
     if (json_array_size(list) != WIDTHS || !isfinite(value) || value < 0) {
-        return app_fail(APP_FAILED, "%s, line %ld: '%s' is not a list of %d errors, finite and not negative.",
-                        place->path, place->line, member, WIDTHS);
+        const char *name = json_string_value(json_object_get(object, "name"));
+        return app_fail(APP_FAILED,
+                        "%s, line %ld: '%s' of tensor '%s' is not a list of %d errors, finite and not negative.",
+                        place->path, place->line, member, name ? name : "?", WIDTHS);
     }
     *known = value > 0;
     *log_error = log(value);

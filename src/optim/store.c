@@ -150,6 +150,14 @@ static stq_status begin_state(stq_store *store, size_t index, int state, uint32_
     return first ? status : STQ_OK;
 }
 
+/* The cap holds in every step, whatever the policy asked for: with planes before and after the step both allocated. */
+static stq_status check_cap(const stq_store *store) {
+    if (store->global_cap == 0 || store->global_bytes <= store->global_cap)
+        return STQ_OK;
+    return stq_error(STQ_CAP_TOO_SMALL, "The states would take %llu bytes, the cap is %llu; no step was made.",
+                     (unsigned long long)store->global_bytes, (unsigned long long)store->global_cap);
+}
+
 /* First widths come with the promotions. */
 static int phase_of(uint32_t from, uint32_t to) {
     int phase = stq_policy_transition_phase(from, to);
@@ -176,7 +184,10 @@ stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
                 }
                 waiting = waiting || (phase == 2 && out_planes(store, i, state)->bits != target);
             }
-    return STQ_OK;
+    stq_status status = check_cap(store);
+    if (status != STQ_OK)
+        stq_store_revert(store);
+    return status;
 }
 
 /* Takes what a transition frees off the whole model's bytes. */
