@@ -43,5 +43,5 @@ help:
 	@echo "make check       all tests; ends with 'N passed, N failed'"
 	@echo "make check-long  the same, with the slow variants"
 	@echo "make bench       the benchmarks of docs/benchmarks.md"
-	@echo "make install     install library, headers and command (DESTDIR and CMAKE_FLAGS=-DCMAKE_INSTALL_PREFIX=... work)"
+	@echo "make install     install library, headers, command and its manual (DESTDIR and CMAKE_FLAGS=-DCMAKE_INSTALL_PREFIX=... work)"
 	@echo "make clean       remove $(BUILD)/"
