@@ -6,9 +6,10 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 /* What happens to the calls while armed. */
-typedef enum fault { NONE, FAIL, SHORT } fault;
+typedef enum fault { NONE, FAIL, SHORT, SLOW } fault;
 
 static atomic_int mode;      /* fault */
 static atomic_int countdown; /* the call that fails; counts down to 0 */
@@ -48,7 +49,12 @@ ssize_t pread(int file, void *data, size_t bytes, off_t offset) {
     return syscall(SYS_pread64, file, data, bytes, offset);
 }
 
-int fsync(int file) { return fails() ? -1 : (int)syscall(SYS_fsync, file); }
+int fsync(int file) {
+    const struct timespec pause = {.tv_nsec = 250000000};
+    if (atomic_load(&mode) == SLOW)
+        nanosleep(&pause, NULL);
+    return fails() ? -1 : (int)syscall(SYS_fsync, file);
+}
 
 int openat(int folder, const char *path, int flags, ...) {
     va_list arguments;
@@ -199,6 +205,95 @@ static void test_disk_stays_full(void **state) {
     remove_folder(folder);
 }
 
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* The caller waits for the copy, not for the disk; what it changes meanwhile is not saved. */
+static void test_slow_disk(void **state) {
+    (void)state;
+    stq_adamw_config config = model_config(MODE_ZONES, 5.0);
+    char folder[64];
+    make_folder(folder);
+    model m, loaded;
+    model_open(&m, &config);
+    model_open(&loaded, &config);
+    model_run(&m, 0, 5);
+    uint64_t before = model_digest(&m);
+    stq_saver *saver = open_saver(folder, 0);
+    stq_save_result result;
+    arm(SLOW, 0, 0);
+    double begin = seconds();
+    assert_ok(model_save(&m, saver, 5));
+    double stalled = seconds() - begin;
+    assert_true(stq_saver_busy(saver));
+    model_run(&m, 5, 6);
+    assert_ok(stq_saver_wait(saver, &result));
+    disarm();
+    /* Part, its folder, index, its folder, and the run's folder: five times a quarter of a second. */
+    assert_true(result.write_seconds >= 1.25);
+    assert_true(result.copy_seconds <= stalled);
+    if (stalled > 0.5 * result.write_seconds)
+        fail_msg("the caller stood for %.3f s, the writing took %.3f s", stalled, result.write_seconds);
+    assert_false(stq_saver_busy(saver));
+    assert_ok(model_load(&loaded, folder, NULL));
+    assert_int_equal(model_digest(&loaded), before);
+    assert_true(model_digest(&m) != before);
+    stq_saver_close(saver);
+    model_close(&m);
+    model_close(&loaded);
+    remove_folder(folder);
+}
+
+/* A file large enough to go past the page cache, where the file system can: pages, and a tail that is none. */
+static void test_large_file(void **state) {
+    (void)state;
+    enum { LARGE = (5 << 20) / 4 + 37 };
+    const char *const places[] = {"/dev/shm", "/tmp", "."};
+    float *values = malloc(LARGE * sizeof *values), *found = malloc(LARGE * sizeof *found);
+    int64_t shape[] = {LARGE};
+    for (uint32_t i = 0; i < LARGE; i++)
+        values[i] = test_gaussian(1, i);
+    for (int place = 0; place < 3; place++) {
+        char *folder = text_of("%s/stquant-large-XXXXXX", places[place]);
+        if (mkdtemp(folder) != NULL) {
+            stq_checkpoint *checkpoint;
+            stq_array array = stq_array_whole("large", STQ_FLOAT32, 1, shape, values);
+            stq_saver *saver = open_saver(folder, 1);
+            stq_save save = {.size = sizeof save, .arrays = &array, .array_count = 1};
+            /* As it is, with a disk that refuses what its file system promised (one of the first calls), and in bits.
+             */
+            for (int turn = 0; turn < 10; turn++) {
+                save.step = turn;
+                arm(turn == 0 ? NONE : turn < 9 ? FAIL : SHORT, turn, EINVAL);
+                assert_ok(stq_saver_save(saver, &save));
+                stq_status status = stq_saver_wait(saver, NULL);
+                disarm();
+                if (turn == 0 || turn == 9)
+                    assert_ok(status);
+                else if (status != STQ_OK)
+                    assert_int_equal(status, STQ_IO_ERROR);
+            }
+            assert_ok(stq_checkpoint_open(&checkpoint, folder));
+            array.data = found;
+            memset(found, 0, LARGE * sizeof *found);
+            assert_ok(stq_checkpoint_load_arrays(checkpoint, &array, 1));
+            assert_memory_equal(values, found, LARGE * sizeof *found);
+            stq_checkpoint_entry entry;
+            assert_ok(stq_checkpoint_entry_info(checkpoint, 0, &entry));
+            assert_int_equal(entry.offset % 4096, 0);
+            stq_checkpoint_close(checkpoint);
+            stq_saver_close(saver);
+            remove_folder(folder);
+        }
+        free(folder);
+    }
+    free(values);
+    free(found);
+}
+
 /* Interrupted and partial reads and writes change nothing. */
 static void test_short_calls(void **state) {
     (void)state;
@@ -258,10 +353,9 @@ static void test_every_read_fails(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_call_fails),
-        cmocka_unit_test(test_disk_stays_full),
-        cmocka_unit_test(test_short_calls),
-        cmocka_unit_test(test_every_read_fails),
+        cmocka_unit_test(test_every_call_fails), cmocka_unit_test(test_disk_stays_full),
+        cmocka_unit_test(test_slow_disk),        cmocka_unit_test(test_large_file),
+        cmocka_unit_test(test_short_calls),      cmocka_unit_test(test_every_read_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
