@@ -107,7 +107,8 @@ int command_bench(int argc, char **argv) {
         {"step", "one AdamW step with low-bit states against our own float32 AdamW", command_bench_step},
         {"codec", "encoding and decoding alone, and their signal-to-noise ratio", command_bench_codec},
         {"policy", "a decision about widths, by the number of tensors", command_bench_policy},
-        {"score", "what decisions add to the training of a model", command_bench_score}};
+        {"score", "what decisions add to the training of a model", command_bench_score},
+        {"qat", "the passes of quantization-aware training over a matrix", command_bench_qat}};
     static const struct command_group group = {.name = "stquant bench",
                                                .doc = "How fast the library is on this machine.",
                                                .kind = "command",

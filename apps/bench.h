@@ -11,6 +11,7 @@ int command_bench_step(int argc, char **argv);
 int command_bench_codec(int argc, char **argv);
 int command_bench_policy(int argc, char **argv);
 int command_bench_score(int argc, char **argv);
+int command_bench_qat(int argc, char **argv);
 
 // Seconds of a clock that only goes forward.
 double bench_seconds(void);

@@ -13,7 +13,11 @@
 #define EVERY_ISA
 #endif
 
-static inline float clamp(float x, const stq_qat_rule *rule) { return fminf(fmaxf(x, rule->lowest), rule->highest); }
+/* Selections rather than fminf and fmaxf, which compilers do not vectorise for their NaN; a NaN becomes the lowest. */
+static inline float clamp(float x, const stq_qat_rule *rule) {
+    x = x > rule->lowest ? x : rule->lowest;
+    return x < rule->highest ? x : rule->highest;
+}
 
 EVERY_ISA
 void stq_qat_quantize_run(float *quantized, const float *weights, float step, const stq_qat_rule *rule, int64_t count) {
@@ -57,24 +61,50 @@ static inline float stable_factor(float d, const stq_qat_rule *rule) {
     return (1.0f - s) / (1.0f + s);
 }
 
-/* DSQ: k sech^2(k t) / (2 tanh(k / 2)), t the distance to the edge between two steps. */
+/* The same with one harmonic: a smooth function of d^2 that fit_factor() in qat.c has made a polynomial of. */
+static inline float fitted_factor(float d, const stq_qat_rule *rule) {
+    float t = 8.0f * (d * d) - 1.0f;
+    float p = rule->polynomial[7];
+    for (int k = 6; k >= 0; k--)
+        p = p * t + rule->polynomial[k];
+    return p;
+}
+
+/* 2^x for x <= 0, to 2^-22; below 2^-126 it is that. The series of 2^f, |f| <= 1/2, ends before a term of 1.2e-7. */
+static inline float power_of_two(float x) {
+    union {
+        int32_t bits;
+        float value;
+    } scale;
+    x = x > -126.0f ? x : -126.0f;
+    float whole = rintf(x), f = (x - whole) * 0.693147181f;
+    float p = 1.38888889e-3f;
+    p = p * f + 8.33333333e-3f;
+    p = p * f + 4.16666667e-2f;
+    p = p * f + 0.166666667f;
+    p = p * f + 0.5f;
+    p = p * f + 1.0f;
+    scale.bits = ((int32_t)whole + 127) * (1 << 23);
+    return (p * f + 1.0f) * scale.value;
+}
+
+/* DSQ: k sech^2(k t) / (2 tanh(k / 2)), t the distance to the edge between two steps; 2.885... is 2 / ln 2. */
 static inline float soft_factor(float d, const stq_qat_rule *rule) {
-    float e = expf(-2.0f * rule->steepness * (0.5f - fabsf(d)));
+    float e = power_of_two(-2.88539008f * rule->steepness * (0.5f - fabsf(d)));
     return rule->height * 4.0f * e / ((1.0f + e) * (1.0f + e));
 }
 
 /* One loop for every estimator: `FACTOR` is inlined, so that each gets a vectorised body of its own. */
-#define GRADIENT_LOOP(FACTOR)                                                         \
-    do {                                                                              \
-        for (int64_t i = 0; i < count; i++) {                                         \
-            float v = weights[i] / step;                                              \
-            float g = gradient[i];                                                    \
-            float rounded = rintf(v);                                                 \
-            float d = v - rounded;                                                    \
-            int inside = v >= r.lowest && v <= r.highest;                             \
-            sum += (double)(g * (inside ? -d : v < r.lowest ? r.lowest : r.highest)); \
-            weight_gradient[i] = inside ? g * (FACTOR) : 0.0f;                        \
-        }                                                                             \
+#define GRADIENT_LOOP(FACTOR)                                                        \
+    do {                                                                             \
+        _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < count; i++) { \
+            float v = weights[i] / step;                                             \
+            float g = gradient[i];                                                   \
+            float d = v - rintf(v);                                                  \
+            float clamped = clamp(v, &r);                                            \
+            sum += (double)(g * (clamped == v ? -d : clamped));                      \
+            weight_gradient[i] = clamped == v ? g * (FACTOR) : 0.0f;                 \
+        }                                                                            \
     } while (0)
 
 EVERY_ISA
@@ -87,12 +117,11 @@ static double straight_through(float *weight_gradient, const float *weights, con
 }
 
 EVERY_ISA
-static double stable_one(float *weight_gradient, const float *weights, const float *gradient, float step,
-                         const stq_qat_rule *rule, int64_t count) {
+static double stable_fitted(float *weight_gradient, const float *weights, const float *gradient, float step,
+                            const stq_qat_rule *rule, int64_t count) {
     stq_qat_rule r = *rule;
-    r.harmonics = 1;
     double sum = 0.0;
-    GRADIENT_LOOP(stable_factor(d, &r));
+    GRADIENT_LOOP(fitted_factor(d, &r));
     return sum;
 }
 
@@ -105,6 +134,7 @@ static double stable_many(float *weight_gradient, const float *weights, const fl
     return sum;
 }
 
+EVERY_ISA
 static double soft(float *weight_gradient, const float *weights, const float *gradient, float step,
                    const stq_qat_rule *rule, int64_t count) {
     stq_qat_rule r = *rule;
@@ -121,8 +151,8 @@ double stq_qat_gradient_run(float *weight_gradient, const float *weights, const 
     case STQ_QAT_SOFT:
         return soft(weight_gradient, weights, gradient, step, rule, count);
     default:
-        if (rule->harmonics == 1)
-            return stable_one(weight_gradient, weights, gradient, step, rule, count);
+        if (rule->is_polynomial)
+            return stable_fitted(weight_gradient, weights, gradient, step, rule, count);
         return stable_many(weight_gradient, weights, gradient, step, rule, count);
     }
 }

@@ -11,6 +11,8 @@ typedef struct stq_qat_rule {
     int estimator;
     int harmonics;
     float amplitudes[8]; /* stable: sqrt(2) pi A_k */
+    int is_polynomial;   /* stable: the factor is the polynomial below, to 1e-7 */
+    float polynomial[8]; /* in 8 d^2 - 1, lowest power first */
     float steepness;     /* soft: k = ln(2 / alpha - 1) */
     float height;        /* soft: k / (2 tanh(k / 2)) */
 } stq_qat_rule;

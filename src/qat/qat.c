@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <stquant/qat.h>
+#include <string.h>
 
 #include "common/error.h"
 #include "qat/kernels.h"
@@ -54,7 +55,11 @@ static stq_status check_stable(const stq_qat_config *config) {
             "The amplitude %g makes the gradient's factor negative near the grid points; with one harmonic it "
             "must be below 0.2251 (1 / (sqrt(2) pi)).",
             config->amplitudes[0]);
-    if (largest_slope(config) >= 1.0 || smallest_slope(config) <= -1.0)
+    /* Most amplitudes pass without a search: this is checked before every pass over a matrix. */
+    double sum = 0.0;
+    for (uint32_t k = 0; k < config->harmonics; k++)
+        sum += root_two_pi * fabs(config->amplitudes[k]);
+    if (sum >= 1.0 && (largest_slope(config) >= 1.0 || smallest_slope(config) <= -1.0))
         return stq_error(
             STQ_INVALID_ARGUMENT,
             "With these amplitudes sqrt(2) pi sum A_k cos((2k + 1) pi d) reaches 1 on |d| <= 1/2 (%.4f to %.4f); scale "
@@ -95,6 +100,38 @@ int64_t stq_qat_step_count(const stq_qat_config *config, int64_t rows, int64_t c
 
 static float highest_code(uint32_t bits) { return (float)((1 << (bits - 1)) - 1); }
 
+/*
+ * The stable factor of one harmonic as a polynomial in t = 8 d^2 - 1, by interpolation at 8 Chebyshev nodes. As a
+ * function of d^2 in [0, 1/4] its nearest singularity (S = -1) is at 1 or beyond for amplitudes from 0 to the limit,
+ * where the error falls 13.9-fold with each degree: below 1e-7, and a division less for each weight. A = 0 gives
+ * exactly 1.
+ */
+static void fit_factor(stq_qat_rule *rule, double amplitude) {
+    enum { NODES = 8 };
+    double chebyshev[NODES] = {0}, power[NODES] = {0}, last[NODES] = {0}, current[NODES] = {0};
+    for (int node = 0; node < NODES; node++) {
+        double angle = pi * (node + 0.5) / NODES;
+        double s = root_two_pi * amplitude * cos(pi * sqrt((cos(angle) + 1.0) / 8.0));
+        for (int k = 0; k < NODES; k++)
+            chebyshev[k] += (k == 0 ? 1.0 : 2.0) / NODES * (1.0 - s) / (1.0 + s) * cos(k * angle);
+    }
+    /* T(0) = 1, T(1) = t, T(k + 1) = 2 t T(k) - T(k - 1), as powers of t */
+    last[0] = 1.0;
+    current[1] = 1.0;
+    for (int k = 0; k < NODES; k++) {
+        for (int i = 0; i < NODES; i++)
+            power[i] += chebyshev[k] * last[i];
+        double next[NODES];
+        for (int i = 0; i < NODES; i++)
+            next[i] = (i > 0 ? 2.0 * current[i - 1] : 0.0) - last[i];
+        memcpy(last, current, sizeof last);
+        memcpy(current, next, sizeof current);
+    }
+    for (int i = 0; i < NODES; i++)
+        rule->polynomial[i] = (float)power[i];
+    rule->is_polynomial = 1;
+}
+
 static stq_qat_rule rule_of(const stq_qat_config *config) {
     stq_qat_rule rule = {.lowest = -(float)(1 << (config->bits - 1)),
                          .highest = highest_code(config->bits),
@@ -102,6 +139,8 @@ static stq_qat_rule rule_of(const stq_qat_config *config) {
                          .harmonics = (int)config->harmonics};
     for (uint32_t k = 0; k < STQ_QAT_MAX_HARMONICS; k++)
         rule.amplitudes[k] = (float)(root_two_pi * config->amplitudes[k]);
+    if (config->estimator == STQ_QAT_STABLE && config->harmonics == 1 && config->amplitudes[0] >= 0.0)
+        fit_factor(&rule, config->amplitudes[0]);
     if (config->estimator == STQ_QAT_SOFT) {
         double k = log(2.0 / config->softness - 1.0);
         rule.steepness = (float)k;

@@ -96,6 +96,11 @@ def main():
     gains = [ratios[moment, bits + 1] - ratios[moment, bits] for moment in ("first", "second") for bits in range(2, 8)
              if ratios]
     report("codec", len(rows) == 14 and all(5 < gain < 8 for gain in gains), codec.stderr or gains)
+    qat = run("qat", "--rows", "16", "--columns", "100", "--repeats", "1", "--json")
+    rows = json.loads(qat.stdout)["estimators"] if qat.returncode == 0 else []
+    report("qat", [row["name"] for row in rows] == ["ste", "stable", "dsq"] and rows[0]["ratio_to_ste"] == 1
+           and all(row["forward_ns"] > 0 and row["backward_ns"] > 0 for row in rows), qat.stderr or rows)
+    check_refusal("weights of nine bits are refused", "qat", "--bits", "9")
     check_refusal("unknown kernels are refused", "step", "--isa", "sse9")
     check_refusal("unknown widths are refused", "step", "--bits", "1,4")
     check_refusal("unknown widths to go to are refused", "step", "--to", "4,9")
