@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "train/matmul.h"
 #include "train/memory.h"
@@ -12,7 +13,7 @@
 #include "training.h"
 
 // Seconds that a rank waits for the others in one operation: a rank that died is told about in time.
-enum { RANK_TIMEOUT = 25 };
+enum { RANK_TIMEOUT = 25, SECONDS_TO_LEAVE = 5 };
 
 static enum app_status plan_memory(const struct training *training, struct demand *demand) {
     struct parameter_set set = {0};
@@ -334,6 +335,10 @@ int training_run(struct training *training, const char *command) {
     }
     matmul_release();
     int reported = command_report(command, status);
+    // Everything is on the disk: a rank that hangs must not keep the others from leaving.
+    if (signal_number && training->ranks.count > 1) {
+        alarm(SECONDS_TO_LEAVE);
+    }
     ranks_close(&training->ranks, reported);
     return signal_number && reported == 0 ? 128 + signal_number : reported;
 }

@@ -15,20 +15,31 @@ enum { SKIPS_TO_GIVE_UP = 20 };
 
 static volatile sig_atomic_t stop_signal;
 
-static void request_stop(int number) { stop_signal = number; }
+// Once told to end, a rank waits no longer than this for one that may be dead.
+enum { SECONDS_FOR_OTHERS = 12 };
 
-// The first signal asks for a stop; the second one of its kind ends the process as usual.
-static void catch_signals(struct sigaction before[2]) {
-    struct sigaction action = {.sa_handler = request_stop, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    stop_signal = 0;
-    sigaction(SIGINT, &action, &before[0]);
-    sigaction(SIGTERM, &action, &before[1]);
+static void request_stop(int number) {
+    stop_signal = number;
+    ranks_hurry(SECONDS_FOR_OTHERS);
 }
 
-static void release_signals(const struct sigaction before[2]) {
+// The first signal asks for a stop. A second Ctrl-C ends the process as usual; a second SIGTERM says nothing new:
+// mpirun sends it twice.
+static void catch_signals(struct sigaction before[2]) {
+    struct sigaction action = {.sa_handler = request_stop, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    stop_signal = 0;
+    sigaction(SIGTERM, &action, &before[1]);
+    action.sa_flags = (int)SA_RESETHAND | SA_RESTART;
+    sigaction(SIGINT, &action, &before[0]);
+}
+
+// A run that was told to end has a checkpoint to write yet, which another SIGTERM must not break off.
+static void release_signals(const struct sigaction before[2], int stopped) {
     sigaction(SIGINT, &before[0], NULL);
-    sigaction(SIGTERM, &before[1], NULL);
+    if (!stopped) {
+        sigaction(SIGTERM, &before[1], NULL);
+    }
 }
 
 // One step's figures.
@@ -321,7 +332,7 @@ enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {
         keep(outcome, &step);
     }
     finish(&run, outcome);
-    release_signals(signals);
+    release_signals(signals, run.stop);
     free(run.step_seconds);
     free(run.optimizer_seconds);
     return status;

@@ -16,6 +16,9 @@ struct ranks {
 // one operation may wait for the others, in seconds.
 enum app_status ranks_open(struct ranks *ranks, double timeout);
 
+// For signal handlers: from now on no wait for the other ranks takes longer than `seconds`.
+void ranks_hurry(int seconds);
+
 // Leaves. After a failure the other ranks are ended at once with this exit status: they would wait for one that is
 // gone.
 void ranks_close(struct ranks *ranks, int exit_status);

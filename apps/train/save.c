@@ -8,7 +8,7 @@
 #include <time.h>
 
 // A rank that has not finished its part by then is taken for dead.
-enum { SECONDS_FOR_OTHERS = 20 };
+enum { SECONDS_FOR_OTHERS = 15 };
 
 struct saving {
     struct save_settings settings;
@@ -168,15 +168,24 @@ const char *saving_step(struct saving *saving, const struct save_source *source,
     return warning;
 }
 
-// The last rank to finish its part publishes. Rank 0 sees to it that somebody has: files tell, as a rank that died
-// would not answer.
+static bool is_published(const struct save_settings *settings, int64_t step) {
+    char path[PATH_MAX];
+    struct stat index;
+    snprintf(path, sizeof(path), "%s/step-%08lld/model.safetensors.index.json", settings->folder, (long long)step);
+    return stat(path, &index) == 0;
+}
+
+// The last rank to finish its part publishes. Rank 0 sees to it that somebody has, and the others stay until then, so
+// that none leaves while another one writes. Files tell, as a rank that died would not answer.
 static const char *wait_for_others(const struct saving *saving, int64_t step) {
     const struct save_settings *settings = &saving->settings;
     const struct timespec pause = {.tv_nsec = 20000000};
-    bool published = false;
-    for (int tries = 0; settings->ranks > 1 && settings->rank == 0 && !published; tries++) {
-        if (stq_checkpoint_publish(settings->folder, step, (uint32_t)settings->ranks, settings->run, &published) !=
-            STQ_OK) {
+    bool published = settings->ranks <= 1;
+    for (int tries = 0; !published; tries++) {
+        if (settings->rank != 0) {
+            published = is_published(settings, step);
+        } else if (stq_checkpoint_publish(settings->folder, step, (uint32_t)settings->ranks, settings->run,
+                                          &published) != STQ_OK) {
             return stq_last_error();
         }
         if (!published && tries == SECONDS_FOR_OTHERS * 50) {

@@ -23,6 +23,11 @@ STQ_API bool stq_comm_mpi_launched(void);
  */
 STQ_API stq_status stq_comm_create_mpi(stq_comm **comm, double timeout_seconds);
 
+/** From now on no wait for other ranks, one that is under way included, takes longer than `seconds` (1 or more): a
+ * process that was told to end must not hang on one that is dead. May be called in a signal handler; 0 takes it back.
+ */
+STQ_API void stq_comm_mpi_limit_waits(int seconds);
+
 /** Ends all ranks at once (MPI_Abort) with this exit status, for programs that cannot go on; does nothing without MPI.
  */
 STQ_API void stq_comm_mpi_abort(int exit_status);

@@ -5,11 +5,13 @@ import json
 import os
 import pathlib
 import random
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 COMMAND = os.environ["STQUANT_COMMAND"]
@@ -78,29 +80,104 @@ def main():
             check(f"and their {ranks} files make one of the same digest", back.returncode == 0 and
                   digest(folder / f"single-{ranks}") == digest(target), back.stderr)
         test_dead_rank(folder, common)
+        test_termination(folder, common)
+        test_termination_through_mpirun(folder, common)
+        test_termination_beside_a_hung_rank(folder, common)
     return 0 if all(results) and results else 1
+
+
+def begin(common, target, *options, launcher=()):
+    """Three ranks of a run without an end, and their process ids once two checkpoints are published."""
+    endless = [argument if argument != "40" else "100000" for argument in map(str, common)]
+    process = subprocess.Popen(["mpirun", *launcher, "--oversubscribe", "-n", "3", COMMAND, *endless, "--checkpoint",
+                                str(target), "--save-every", "5", "--keep", "3", *options],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while len(list(target.glob("step-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True, capture_output=True).stdout
+    return process, sorted(int(child) for child in children.split())
+
+
+def end(process):
+    """What the ranks said, and after how many seconds they had all ended."""
+    moment = time.monotonic()
+    _, errors = process.communicate(timeout=120)
+    return errors, time.monotonic() - moment
+
+
+def newest(target):
+    return max(int(path.name[5:]) for path in target.glob("step-*"))
+
+
+def test_termination(folder, common):
+    """SIGTERM to one rank: all save what they have after the same step, and leave."""
+    target, log = folder / "told", folder / "told.jsonl"
+    process, ranks = begin(common, target, "--log", str(log))
+    os.kill(ranks[1], signal.SIGTERM)
+    errors, seconds = end(process)
+    check("a rank is told to end: all leave within 20 s", process.returncode == 143 and seconds < 20,
+          f"{process.returncode} after {seconds:.1f} s: {errors}")
+    last = max(losses(log))
+    check("and the checkpoint is that of the last step", newest(target) == last, f"{newest(target)}, not {last}")
+    verified = launch(1, "inspect", target, "--verify")
+    check("and is whole", verified.returncode == 0, verified.stderr)
+
+
+def test_termination_through_mpirun(folder, common):
+    """mpirun passes SIGTERM on, and kills after a time that must be long enough for a checkpoint."""
+    target, log = folder / "passed", folder / "passed.jsonl"
+    process, _ = begin(common, target, "--log", str(log), launcher=["--mca", "odls_base_sigkill_timeout", "20"])
+    process.send_signal(signal.SIGTERM)
+    errors, _ = end(process)
+    last = max(losses(log))
+    check("mpirun is told to end: the last step is saved", newest(target) == last, f"{newest(target)}, not {last}: {errors}")
+
+
+def test_termination_beside_a_hung_rank(folder, common):
+    """Rank 0 hangs, in its log's pipe that nobody reads any more, and the others are told to end: they do not wait for
+    it for long, and say so."""
+    target, log = folder / "hung", folder / "pipe"
+    os.mkfifo(log)
+    pipe = os.open(log, os.O_RDWR)
+    reader = threading.Thread(target=read_until, args=(pipe, target), daemon=True)
+    reader.start()
+    process, ranks = begin(common, target, "--log", str(log))
+    reader.join(120)
+    before, deadline = None, time.monotonic() + 60
+    while before != newest(target) and time.monotonic() < deadline:
+        before = newest(target)
+        time.sleep(2)
+    for rank in ranks[1:]:
+        os.kill(rank, signal.SIGTERM)
+    errors, seconds = end(process)
+    os.close(pipe)
+    check("beside a hung rank the others leave within 20 s", process.returncode not in (0, 143) and seconds < 20,
+          f"{process.returncode} after {seconds:.1f} s: {errors}")
+    check("with a sentence", "did not answer within" in errors, errors)
+    verified = launch(1, "inspect", target, "--verify")
+    check("and the newest checkpoint is whole", verified.returncode == 0, verified.stderr)
+
+
+def read_until(pipe, target):
+    """Reads the log until two checkpoints are published."""
+    while len(list(target.glob("step-*"))) < 2:
+        if select.select([pipe], [], [], 0.1)[0]:
+            os.read(pipe, 65536)
 
 
 def test_dead_rank(folder, common):
     """A rank is killed: the others end, and the last published checkpoint is whole."""
     target = folder / "dead"
     endless = [argument if argument != "40" else "100000" for argument in map(str, common)]
-    process = subprocess.Popen(["mpirun", "--oversubscribe", "-n", "3", COMMAND, *endless, "--checkpoint", str(target),
-                                "--save-every", "5", "--keep", "3"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               env=ENVIRONMENT)
-    deadline = time.monotonic() + 120
-    while len(list(target.glob("step-*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True, capture_output=True).stdout
-    ranks = sorted(int(child) for child in children.split())
+    process, ranks = begin(common, target)
     os.kill(ranks[-1], signal.SIGKILL)
-    begin = time.monotonic()
-    process.communicate(timeout=120)
-    check("a rank is killed: the others end within 30 s", process.returncode != 0 and time.monotonic() - begin < 30,
-          time.monotonic() - begin)
+    errors, seconds = end(process)
+    check("a rank is killed: the others end within 30 s", process.returncode != 0 and seconds < 30, seconds)
+    check("and it is told", "signal 9" in errors or "did not answer" in errors, errors)
     verified = launch(1, "inspect", target, "--verify")
     check("and the newest checkpoint is whole", verified.returncode == 0, verified.stderr)
-    step = int(max(path.name for path in target.glob("step-*"))[5:])
+    step = newest(target)
     resumed = launch(2, *endless[:endless.index("100000")], step + 5, *endless[endless.index("100000") + 1:],
                      "--resume", target, "--checkpoint", target)
     check("and resumes on fewer ranks", resumed.returncode == 0, resumed.stderr)
