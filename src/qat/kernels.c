@@ -47,12 +47,13 @@ static inline float cos_pi(float d) {
     return c * y + 1.0f;
 }
 
-/* The stable estimator's factor (1 - S) / (1 + S); odd multiples of the angle by Chebyshev's recurrence. */
+/* The stable estimator's factor (1 - S) / (1 + S); odd multiples of the angle by Chebyshev's recurrence.
+ * Always all harmonics, unused ones with amplitude 0: a fixed number keeps the loop around it vectorised. */
 static inline float stable_factor(float d, const stq_qat_rule *rule) {
     float c = cos_pi(d);
     float twice = 4.0f * c * c - 2.0f; /* 2 cos(2 pi d) */
     float last = c, s = rule->amplitudes[0] * c;
-    for (int k = 1; k < rule->harmonics; k++) {
+    for (int k = 1; k < STQ_QAT_MAX_HARMONICS; k++) {
         float next = twice * c - last;
         last = c;
         c = next;

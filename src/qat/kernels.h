@@ -9,8 +9,7 @@ typedef struct stq_qat_rule {
     float lowest; /* code range */
     float highest;
     int estimator;
-    int harmonics;
-    float amplitudes[8]; /* stable: sqrt(2) pi A_k */
+    float amplitudes[8]; /* stable: sqrt(2) pi A_k; 0 where not in use */
     int is_polynomial;   /* stable: the factor is the polynomial below, to 1e-7 */
     float polynomial[8]; /* in 8 d^2 - 1, lowest power first */
     float steepness;     /* soft: k = ln(2 / alpha - 1) */

@@ -135,9 +135,9 @@ static void fit_factor(stq_qat_rule *rule, double amplitude) {
 static stq_qat_rule rule_of(const stq_qat_config *config) {
     stq_qat_rule rule = {.lowest = -(float)(1 << (config->bits - 1)),
                          .highest = highest_code(config->bits),
-                         .estimator = (int)config->estimator,
-                         .harmonics = (int)config->harmonics};
-    for (uint32_t k = 0; k < STQ_QAT_MAX_HARMONICS; k++)
+                         .estimator = (int)config->estimator};
+    const uint32_t harmonics = config->estimator == STQ_QAT_STABLE ? config->harmonics : 0;
+    for (uint32_t k = 0; k < harmonics; k++)
         rule.amplitudes[k] = (float)(root_two_pi * config->amplitudes[k]);
     if (config->estimator == STQ_QAT_STABLE && config->harmonics == 1 && config->amplitudes[0] >= 0.0)
         fit_factor(&rule, config->amplitudes[0]);

@@ -247,6 +247,12 @@ static void misuse_is_refused_with_a_sentence(void **state) {
     config.bits = 9;
     assert_int_equal(stq_qat_check(&config, 8), STQ_INVALID_ARGUMENT);
     config = stq_qat_defaults();
+    config.estimator = STQ_QAT_STRAIGHT_THROUGH;
+    config.harmonics = 1000; /* of no meaning here, and not followed */
+    float one = 1, gradient = 1, step_gradient;
+    assert_int_equal(stq_qat_backward(&gradient, &step_gradient, &config, &one, &one, &one, STQ_FLOAT32, 1, 1), STQ_OK);
+    assert_true(gradient == 1);
+    config = stq_qat_defaults();
     config.group = 3;
     assert_int_equal(stq_qat_check(&config, 8), STQ_INVALID_ARGUMENT);
     config = stq_qat_defaults();
