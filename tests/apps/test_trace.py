@@ -96,6 +96,14 @@ def main():
             report(name, result.returncode == 2 and word in result.stderr and result.stderr.count("\n") == 1, result.stderr)
         result = train(folder, "--bits-for", "wte=6,8", "--state-bits", "7")
         report("widths for a pattern", result.returncode == 0, result.stderr)
+        result = train(folder, "--shared-v", "nothing*")
+        report("a pattern of shared moments that matches nothing", result.returncode == 2 and "nothing*" in result.stderr, result.stderr)
+        summary = os.path.join(folder, "summary.json")
+        losses = []
+        for more in (("--policy", "fixed", "--m-bits", "5"), ("--optimizer", "fixed", "--m-bits", "5")):
+            result = train(folder, *more, "--summary", summary)
+            losses.append(json.load(open(summary))["validation_loss"] if result.returncode == 0 else result.stderr)
+        report("--policy fixed is --optimizer fixed", losses[0] == losses[1], losses)
         result = train(folder, "--state-bits", "1")
         report("a cap that cannot hold names the smallest", result.returncode == 2 and "smallest possible" in result.stderr, result.stderr)
     return failures != 0
