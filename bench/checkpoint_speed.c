@@ -1,10 +1,11 @@
 /* checkpoint_speed.c - saves and loads one large checkpoint, and says how long each took. Compiled and run by
  * bench/checkpoint.
  *
- * usage: checkpoint_speed save|load FOLDER float32|packed MATRICES
+ * usage: checkpoint_speed FOLDER float32|packed MATRICES
  *
- * `save` prints: bytes, seconds of the copy, seconds of everything else until it is published. `load` prints: bytes,
- * seconds to open, verify and load parameters and states; the caller has to see to a cold cache. */
+ * Reads words from standard input. `save` prints: bytes, seconds of the copy, seconds of everything else until it is
+ * published. `load` prints: bytes, seconds to open, verify and load parameters and states, bytes of the states; the
+ * caller has to see to a cold cache. One process does all, so that its memory is there when the clock runs. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,18 +69,12 @@ static void make_model(model *m, size_t count, bool packed) {
     check(stq_adamw_create(&m->optimizer, &config, m->tensors, count));
 }
 
-static void save(model *m, const char *folder) {
-    stq_step step = {.size = sizeof step, .parameters = m->parameters, .gradients = m->gradients, .unscale = 1.0};
-    stq_saver_config config = {.size = sizeof config, .folder = folder};
+static void save(model *m, stq_saver *saver) {
     stq_save what = {
         .size = sizeof what, .step = 1, .optimizer = m->optimizer, .arrays = m->arrays, .array_count = m->count};
     stq_save_result result;
-    stq_saver *saver;
-    check(stq_adamw_step(m->optimizer, &step, NULL));
-    check(stq_saver_open(&saver, &config));
     check(stq_saver_save(saver, &what));
     check(stq_saver_wait(saver, &result));
-    stq_saver_close(saver);
     printf("%llu %.6f %.6f\n", (unsigned long long)result.bytes, result.copy_seconds, result.write_seconds);
 }
 
@@ -104,11 +99,24 @@ static void load(model *m, const char *folder) {
 
 int main(int argc, char **argv) {
     model m;
-    if (argc != 5) {
-        fprintf(stderr, "usage: checkpoint_speed save|load FOLDER float32|packed MATRICES\n");
+    char word[8];
+    if (argc != 4) {
+        fprintf(stderr, "usage: checkpoint_speed FOLDER float32|packed MATRICES\n");
         return 2;
     }
-    make_model(&m, strtoul(argv[4], NULL, 10), strcmp(argv[3], "packed") == 0);
-    (strcmp(argv[1], "save") == 0 ? save : load)(&m, argv[2]);
+    make_model(&m, strtoul(argv[3], NULL, 10), strcmp(argv[2], "packed") == 0);
+    stq_step step = {.size = sizeof step, .parameters = m.parameters, .gradients = m.gradients, .unscale = 1.0};
+    check(stq_adamw_step(m.optimizer, &step, NULL));
+    stq_saver *saver;
+    stq_saver_config config = {.size = sizeof config, .folder = argv[1]};
+    check(stq_saver_open(&saver, &config));
+    while (scanf("%7s", word) == 1) {
+        if (strcmp(word, "save") == 0)
+            save(&m, saver);
+        else
+            load(&m, argv[1]);
+        fflush(stdout);
+    }
+    stq_saver_close(saver);
     return 0;
 }

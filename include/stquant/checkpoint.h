@@ -79,7 +79,8 @@ typedef struct stq_save {
 
 /**
  * Saves: waits for the previous save, copies everything, and returns; hashing, writing and publishing go on in the
- * saver's thread. A checkpoint of the same step is replaced.
+ * saver's thread. A checkpoint of the same step is replaced. The memory of the copy is kept for the next save until the
+ * saver is closed.
  *
  * Errors of the copy: STQ_INVALID_ARGUMENT, STQ_OUT_OF_MEMORY. Errors of the writing are told by stq_saver_wait(); they
  * leave every earlier checkpoint as it was.

@@ -124,6 +124,7 @@ void stq_saver_close(stq_saver *saver) {
     if (saver == NULL)
         return;
     join(saver);
+    stq_snapshot_free(&saver->snapshot);
     if (saver->lock >= 0)
         close(saver->lock);
     if (saver->folder >= 0)

@@ -199,12 +199,17 @@ static stq_status describe(const collection *all, json_t **root) {
 
 /* ---- Copying ---- */
 
-static uint8_t *allocate_data(uint64_t bytes) {
+/* Room for `bytes` bytes: that of the save before, where it is large enough. */
+static bool allocate_data(stq_snapshot *snapshot, uint64_t bytes) {
+    if (snapshot->data != NULL && snapshot->capacity >= bytes)
+        return true;
     uint64_t rounded = (bytes + HUGE_PAGE) / HUGE_PAGE * HUGE_PAGE;
-    void *data = rounded < SIZE_MAX / 2 ? aligned_alloc(HUGE_PAGE, (size_t)rounded) : NULL;
-    if (data != NULL && bytes >= 4 * HUGE_PAGE)
-        madvise(data, (size_t)rounded, MADV_HUGEPAGE);
-    return data;
+    free(snapshot->data);
+    snapshot->data = rounded < SIZE_MAX / 2 ? aligned_alloc(HUGE_PAGE, (size_t)rounded) : NULL;
+    snapshot->capacity = snapshot->data ? rounded : 0;
+    if (snapshot->data != NULL && bytes >= 4 * HUGE_PAGE)
+        madvise(snapshot->data, (size_t)rounded, MADV_HUGEPAGE);
+    return snapshot->data != NULL;
 }
 
 /* Bytes begin .. end - 1 of the data section, from those sources that lie in host memory. */
@@ -269,11 +274,10 @@ static stq_status keep_entries(stq_snapshot *snapshot, collection *all) {
 
 stq_status stq_snapshot_copy(stq_snapshot *snapshot, const stq_save *save, const stq_snapshot_origin *origin) {
     collection all = {.save = save, .origin = origin};
-    *snapshot = (stq_snapshot){0};
     stq_status status = collect(&all);
     if (status == STQ_OK)
         status = describe(&all, &snapshot->document);
-    if (status == STQ_OK && (snapshot->data = allocate_data(all.bytes)) == NULL)
+    if (status == STQ_OK && !allocate_data(snapshot, all.bytes))
         status = stq_error(STQ_OUT_OF_MEMORY, "No memory to copy %" PRIu64 " bytes for a checkpoint.", all.bytes);
     if (status == STQ_OK)
         status = copy_data(snapshot->data, &all);
@@ -332,6 +336,11 @@ void stq_snapshot_release(stq_snapshot *snapshot) {
         free((char *)(uintptr_t)snapshot->entries[i].name);
     json_decref(snapshot->document);
     free(snapshot->entries);
+    *snapshot = (stq_snapshot){.data = snapshot->data, .capacity = snapshot->capacity};
+}
+
+void stq_snapshot_free(stq_snapshot *snapshot) {
+    stq_snapshot_release(snapshot);
     free(snapshot->data);
     *snapshot = (stq_snapshot){0};
 }
