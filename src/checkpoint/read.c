@@ -14,7 +14,7 @@
 #include "common/error.h"
 
 /* Read and hashed at once. */
-enum { PIECE_BYTES = 1 << 20 };
+enum { PIECE_BYTES = 4 << 20 };
 
 static stq_status corrupt(const stq_part_file *file, const stq_entry *entry) {
     return stq_error(STQ_CORRUPT, "%s: tensor '%s' (offsets %" PRIu64 " to %" PRIu64 ") does not match its checksum.",
@@ -27,7 +27,7 @@ typedef struct reading {
     const stq_part_file *file;
     const stq_entry *entry;
     uint8_t *direct;
-    uint8_t *piece; /* room for PIECE_BYTES where there is no direct target */
+    uint8_t *piece; /* room for a piece where there is no direct target */
     stq_sink sink;
     void *context;
     stq_checksum_state *checksum; /* NULL where nothing is expected */
@@ -58,7 +58,7 @@ stq_status stq_read_entry(const stq_part_file *file, const stq_entry *entry, voi
     bool check = stq_expected_checksum(file, entry, &expected);
     STQ_CHECK(stq_file_open(file->path, &descriptor, &size));
     r.checksum = check ? stq_checksum_begin() : NULL;
-    r.piece = direct ? NULL : malloc(PIECE_BYTES);
+    r.piece = direct ? NULL : malloc((size_t)(entry->bytes < PIECE_BYTES ? entry->bytes + 1 : PIECE_BYTES));
     stq_status status = STQ_OK;
     if ((check && !r.checksum) || (!direct && !r.piece))
         status = stq_error(STQ_OUT_OF_MEMORY, "No memory to read %s.", file->path);
