@@ -28,9 +28,9 @@ for ranks in 2 3 4; do
     [ "$status" = 0 ] && grep -q "^digest $reference " <<<"$output"
     report $? "parameters and widths on $ranks ranks are those of one"
     # The model has 19 segments of up to 65,536 elements: a rank holds its share, one segment more, and its records (8 KiB).
-    own=$(sed -n 's/.*rank0_bytes \([0-9]*\).*/\1/p' <<<"$output")
+    own=$(sed -n 's/.*most_bytes \([0-9]*\).*/\1/p' <<<"$output")
     [ -n "$own" ] && [ "$own" -le $((total / ranks + 65536 * 2 * 9 / 8 + 8192)) ]
-    report $? "state bytes on $ranks ranks are a share ($own of $total)"
+    report $? "state bytes of every one of $ranks ranks are a share (at most $own of $total)"
     # 64 bytes a tensor, 8 a segment, 4 (rows + cols) a tensor and iteration; 6 tensors, 19 segments, rows + cols of the five
     # matrices 4836, 11 decisions.
     decisions=$(sed -n 's/.*decision_bytes \([0-9]*\).*/\1/p' <<<"$output")

@@ -106,13 +106,15 @@ int main(int argc, char **argv) {
     stq_memory memory;
     uint64_t total;
     stq_adamw_memory(s->adamw, &memory);
-    if (stq_sharded_total_bytes(s, &total) != STQ_OK)
+    int64_t most = (int64_t)memory.state_bytes;
+    uint64_t decision_bytes = stq_comm_decision_bytes(comm);
+    if (stq_sharded_total_bytes(s, &total) != STQ_OK ||
+        stq_comm_all_reduce(comm, &most, 1, STQ_COMM_INT64, STQ_COMM_MAX, "the state bytes") != STQ_OK)
         return fail("bytes");
     if (rank == 0)
-        printf("digest %016llx skipped %lld ranks %d rank0_bytes %llu total_bytes %llu decision_bytes %llu\n",
+        printf("digest %016llx skipped %lld ranks %d most_bytes %lld total_bytes %llu decision_bytes %llu\n",
                (unsigned long long)digest_of(s, parameters, length), (long long)stq_adamw_skipped_count(s->adamw),
-               stq_comm_ranks(comm), (unsigned long long)memory.state_bytes, (unsigned long long)total,
-               (unsigned long long)stq_comm_decision_bytes(comm));
+               stq_comm_ranks(comm), (long long)most, (unsigned long long)total, (unsigned long long)decision_bytes);
     free(parameters);
     free(gradients);
     stq_sharded_destroy(s);

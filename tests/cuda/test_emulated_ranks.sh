@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Sharded steps on GPUs, without GPUs: bench/gpu_sharded.c, the backend's kernels and the transport over NCCL run on a CPU
+# (tests/cuda/emulation), a process a rank.
+set -u
+source=$(cd "$(dirname "$0")/../.." && pwd)
+build=${STQUANT_BUILD:-$source/build}/emulated
+failures=0
+
+report() { # status name
+    if [ "$1" = 0 ]; then echo "ok - $2"; else echo "not ok - $2"; failures=$((failures + 1)); fi
+}
+
+if ! command -v g++ >/dev/null || ! command -v python3 >/dev/null; then
+    echo "ok - sharded steps over an emulated NCCL # SKIP there is no g++ or no python3"
+    exit 0
+fi
+log=$("$source/tests/cuda/emulation/build" "$build" 2>&1)
+report $? "the GPU backend builds over an emulated runtime"
+[ "$failures" = 0 ] || { echo "$log" | tail -20; exit 1; }
+export STQUANT_NCCL=$build/libnccl.so.2 OMP_NUM_THREADS=1
+for ranks in 2 3; do
+    output=$("$build/gpu_sharded" --ranks $ranks --check --small --time-limit 240 2>&1)
+    report $? "parameters, states, widths and factors on $ranks ranks are those of one rank and of a plain optimizer"
+    sed 's/^/# /' <<<"$output"
+done
+# States: the share, at most half a segment's more, and what every rank has: 9 tensors' records.
+total=$(sed -n 's/.*one rank .* \([0-9]*\) of [0-9]* state bytes.*/\1/p' <<<"$output")
+own=$(sed -n 's/.*rank 0 of 3 .* \([0-9]*\) of [0-9]* state bytes.*/\1/p' <<<"$output")
+[ -n "$own" ] && [ -n "$total" ] && [ "$own" -le $((total / 3 + 65536 * 5 / 4 + 32768)) ]
+report $? "rank 0 of 3 holds a share of the states (${own:-?} of ${total:-?})"
+output=$("$build/gpu_sharded" --ranks 2 --bench --width 32 --layers 1 --csv "$build/times.csv" 2>&1)
+report $? "the pieces of a step are timed, and parameters agree afterwards"
+output=$("$build/gpu_sharded" --ranks 2 --die --small --time-limit 60 2>&1) && grep -q "death: PASSED" <<<"$output"
+report $? "a rank that dies is noticed by the other"
+[ "$failures" = 0 ]
