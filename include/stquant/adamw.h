@@ -93,6 +93,7 @@ typedef struct stq_step_result {
     double gradient_norm; /**< global norm after unscaling, before clipping; may be infinite or NaN */
     bool skipped;         /**< a gradient was not finite: parameters, states and step count are as before */
     bool decided;         /**< widths were decided in this step */
+    bool waiting;         /**< a change of width had to wait for the next step, since the cap has no room for it yet */
 } stq_step_result;
 
 /**

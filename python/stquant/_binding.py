@@ -199,6 +199,7 @@ class StepResult(Structure):
         ("gradient_norm", c_double),
         ("skipped", c_bool),
         ("decided", c_bool),
+        ("waiting", c_bool),
     ]
 
 

@@ -233,12 +233,14 @@ class Engine:
         self.expected_steps += not (asked and self.result.skipped)
 
     def expects_decision(self) -> bool:
-        """True if the next step decides widths, should no step have been skipped that the host does not know of."""
+        """True if the next step decides or changes widths, should no step have been skipped that the host does not know of."""
         step = self.expected_steps + 1
-        return step in (1, 10, 30) or step % self.settings.decide_every == 0
+        return self.result.waiting or step in (1, 10, 30) or step % self.settings.decide_every == 0
 
     def decision_due(self) -> bool:
-        """True if the next step decides widths."""
+        """True if the next step decides or changes widths."""
+        if self.result.waiting:
+            return True
         due = ctypes.c_bool()
         self._call(library.stq_adamw_decision_due(self.handle, due))
         return due.value

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import operator
+import weakref
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any, Callable, Iterable
@@ -151,6 +154,7 @@ class AdamW(Optimizer):
         self._engine: Engine | None = None
         self._flat: list[torch.Tensor] = []
         self._replays = 0
+        self._attached: tuple[list[weakref.ref], list[int]] | None = None
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, bits=bits))
         specs, device = self._describe()
         plan(self._settings_for(specs), self._groups(), specs, device)
@@ -238,6 +242,7 @@ class AdamW(Optimizer):
         self._engine = engine
         self._flat = [parameter for group in self.param_groups for parameter in group["params"]]
         self._sharded = any(map(_layout.is_sharded, self._flat))
+        self._attached = None
         self.state.clear()
         for parameter in self._flat:
             self.state[parameter] = {}  # torch's tools take an empty `state` for an optimizer before its first step
@@ -286,10 +291,12 @@ class AdamW(Optimizer):
         if capturing:  # the step is recorded, not made
             engine.expected_steps -= 1
             self._replays = 1
-        torch.autograd.graph.increment_version(
-            [_layout.local_tensor(p) for p, g in zip(self._flat, gradients) if g is not None]
-        )
+        torch.autograd.graph.increment_version([p for p, g in zip(self._local(), gradients) if g is not None])
         return loss
+
+    def _local(self) -> list[torch.Tensor]:
+        """The parameters' elements that this process holds."""
+        return [_layout.local_tensor(parameter) for parameter in self._flat] if self._sharded else self._flat
 
     def _is_capturing(self, engine: Engine) -> bool:
         """True if the step goes into a CUDA graph. Otherwise lets the library count what a graph has done meanwhile."""
@@ -307,11 +314,34 @@ class AdamW(Optimizer):
 
     def _attach(self, engine: Engine) -> list[torch.Tensor | None]:
         """Fills the library's arrays of pointers; returns the gradients that they point to (local ones of DTensors)."""
+        given = [parameter.grad for parameter in self._flat]
+        if self._is_attached(given):
+            return given
+        gradients = self._fill_pointers(engine, given)
+        self._attached = None
+        if not self._sharded and all(one is other and one is not None for one, other in zip(given, gradients)):
+            # Weak references: gradients that are set to None must not stay in memory for this.
+            self._attached = [weakref.ref(gradient) for gradient in given], self._addresses(given)
+        return gradients
+
+    def _addresses(self, gradients: list[torch.Tensor]) -> list[int]:
+        return list(map(torch.Tensor.data_ptr, [*self._flat, *gradients]))
+
+    def _is_attached(self, gradients: list[torch.Tensor | None]) -> bool:
+        """True if the library has these pointers already: the same tensors, at the addresses that they had. Looking at
+        every tensor's dtype and strides again would take the host longer than all else in a step."""
+        if self._attached is None:
+            return False
+        references, addresses = self._attached
+        alive = [reference() for reference in references]
+        same = all(map(operator.is_, gradients, alive)) and all(map(operator.is_not, alive, itertools.repeat(None)))
+        return same and self._addresses(gradients) == addresses
+
+    def _fill_pointers(self, engine: Engine, given: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
         parameters, pointers = engine.parameters, engine.gradients
         on_gpu = engine.device.type == "cuda"
         gradients: list[torch.Tensor | None] = []
-        for index, (parameter, spec) in enumerate(zip(self._flat, engine.specs)):
-            gradient = parameter.grad
+        for index, (parameter, gradient, spec) in enumerate(zip(self._flat, given, engine.specs)):
             if gradient is None:
                 pointers[index] = None
                 gradients.append(None)
@@ -362,7 +392,7 @@ class AdamW(Optimizer):
         engine = self._open()
         engine.expected_steps += 1
         self._replays += 1
-        torch.autograd.graph.increment_version([_layout.local_tensor(parameter) for parameter in self._flat])
+        torch.autograd.graph.increment_version(self._local())
 
     def update_groups(self) -> None:
         """Brings learning rates and other values of ``param_groups`` to the device without a step, for steps that a
@@ -513,7 +543,7 @@ class AdamW(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy.deepcopy: the library's handle is left out, its state goes along packed."""
-        kept = {key: value for key, value in self.__dict__.items() if key not in ("_engine", "_flat", "state")}
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("_engine", "_flat", "_attached", "state")}
         kept["packed"] = None
         if self._engine is not None:
             kept["packed"] = (self._tensor_states(self._engine), _state.optimizer_record(self._engine))
@@ -521,7 +551,7 @@ class AdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state.pop("packed", None)
-        self._engine, self._flat, self.state = None, [], defaultdict(dict)
+        self._engine, self._flat, self._attached, self.state = None, [], None, defaultdict(dict)
         super().__setstate__(state)
         if packed is not None:
             self._load(*packed)

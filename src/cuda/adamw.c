@@ -133,14 +133,6 @@ static void count_step(stq_adamw *o) {
     cuda->known_steps = o->steps;
 }
 
-/* Widths wanted that are not there yet, first widths among them. */
-static bool transition_waits(const stq_adamw *o) {
-    for (size_t i = 0; i < o->tensor_count; i++)
-        if (o->targets[i][0] != o->store.items[i].m_in.bits || o->targets[i][1] != o->store.items[i].v_in.bits)
-            return true;
-    return false;
-}
-
 static stq_status decide(stq_adamw *o, const stq_step *step) {
     stq_policy_kind kind = o->policy.config.kind;
     stq_step with_factors = *step;
@@ -194,6 +186,7 @@ static stq_status careful_step(stq_adamw *o, const stq_step *step, stq_step_resu
     done->skipped = cuda->counted->skip != 0;
     if (done->skipped) {
         o->skipped = cuda->known_skipped = cuda->counted->skipped;
+        done->waiting = stq_step_waiting(o);
         return STQ_OK;
     }
     stq_status status = change_and_update(o, step, due);
@@ -202,8 +195,10 @@ static stq_status careful_step(stq_adamw *o, const stq_step *step, stq_step_resu
         return status;
     }
     done->decided = due;
+    done->waiting = stq_step_waiting(o);
     count_step(o);
-    return STQ_OK;
+    /* The device still has the items of the transition; a graph that is replayed next must find the new planes alone. */
+    return stq_cuda_upload_items(o);
 }
 
 static stq_status swift_step(stq_adamw *o, const stq_step *step) {
@@ -225,7 +220,7 @@ stq_status stq_cuda_adamw_step(stq_adamw *o, const stq_step *step, stq_step_resu
     cuda->stream = step->stream;
     STQ_CHECK(upload_counts(o));
     STQ_CHECK(stq_step_due(o, &due));
-    if (due || result != NULL || transition_waits(o))
+    if (due || result != NULL || stq_step_waiting(o))
         STQ_CHECK(careful_step(o, step, &done));
     else
         STQ_CHECK(swift_step(o, step));

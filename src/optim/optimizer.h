@@ -47,6 +47,9 @@ stq_status stq_adamw_prepare(stq_adamw **optimizer, const stq_adamw_config *conf
 /* Whether the next step decides widths, by the counts that the host knows. */
 stq_status stq_step_due(const stq_adamw *o, bool *due);
 
+/* Whether tensors that have a gradient want widths that they do not have yet, first widths among them. */
+bool stq_step_waiting(const stq_adamw *o);
+
 /* Factors and widths for step `step_number`: sets the targets. */
 stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number);
 

@@ -174,6 +174,15 @@ stq_status stq_step_due(const stq_adamw *o, bool *due) {
     return STQ_OK;
 }
 
+bool stq_step_waiting(const stq_adamw *o) {
+    for (size_t i = 0; i < o->tensor_count; i++) {
+        const stq_item *item = &o->store.items[i];
+        if (item->gradient != NULL && (o->targets[i][0] != item->m_in.bits || o->targets[i][1] != item->v_in.bits))
+            return true;
+    }
+    return false;
+}
+
 stq_status stq_adamw_settle(const stq_adamw *o) {
     return o->backend->settle ? o->backend->settle((stq_adamw *)(uintptr_t)o) : STQ_OK;
 }
@@ -210,6 +219,7 @@ stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *r
             STQ_CHECK(stq_step_decide(o, step, unscale, step_number));
         STQ_CHECK(update(o, unscale * stq_clip_factor(done.gradient_norm, step->max_gradient_norm), step_number));
     }
+    done.waiting = stq_step_waiting(o);
     if (result)
         *result = done;
     return STQ_OK;
