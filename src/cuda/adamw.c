@@ -197,7 +197,8 @@ static stq_status careful_step(stq_adamw *o, const stq_step *step, stq_step_resu
     done->decided = due;
     done->waiting = stq_step_waiting(o);
     count_step(o);
-    /* The device still has the items of the transition; a graph that is replayed next must find the new planes alone. */
+    /* The device still has the items of the transition; a graph that is replayed next must find the new planes alone.
+     */
     return stq_cuda_upload_items(o);
 }
 
