@@ -368,8 +368,8 @@ class AdamW(Optimizer):
     # ---- CUDA graphs ----
 
     def decision_due(self) -> bool:
-        """True if the next step decides widths (steps 1, 10, 30 and every ``decide_every``): such a step allocates
-        memory, waits for the device, and must be taken without a graph.
+        """True if the next step decides widths (steps 1, 10, 30 and every ``decide_every``) or makes a change for which there
+        was no room before: such a step allocates memory, waits for the device, and must be taken without a graph.
 
         An ordinary step can be captured, alone or with forward and backward pass, once the first step is made and
         while gradients stay in their place (``zero_grad(set_to_none=False)``). The graph stays valid after decisions::
