@@ -390,6 +390,13 @@ static bool join(job *j, const options *o) {
         return false;
     TRY(stq_comm_create_nccl(&j->comm, id, j->rank, j->ranks, j->stream, o->die ? 5 : 20));
     TRY(stq_comm_barrier(j->comm, "the start"));
+    if (!o->check)
+        return true;
+    /* The way from one communicator to another, which MPI's would take too. */
+    stq_comm *first = j->comm;
+    TRY(stq_comm_create_nccl_over(&j->comm, first, j->stream, o->die ? 5 : 20));
+    TRY(stq_comm_barrier(j->comm, "the second start"));
+    stq_comm_destroy(first);
     return true;
 }
 

@@ -97,6 +97,14 @@ STQ_API stq_status stq_comm_nccl_id(uint8_t id[STQ_COMM_NCCL_ID_BYTES]);
 STQ_API stq_status stq_comm_create_nccl(stq_comm **comm, const uint8_t id[STQ_COMM_NCCL_ID_BYTES], int rank, int ranks,
                                         void *stream, double timeout_seconds);
 
+/**
+ * stq_comm_create_nccl() for the ranks of another communicator, over MPI for example: its rank 0 makes the id and
+ * broadcasts it. Collective over `bootstrap`, which is not needed afterwards. Where rank 0 cannot make an id, it fails
+ * as stq_comm_nccl_id() does, and the others with STQ_COMMUNICATION.
+ */
+STQ_API stq_status stq_comm_create_nccl_over(stq_comm **comm, stq_comm *bootstrap, void *stream,
+                                             double timeout_seconds);
+
 /** For transports: notes why an operation failed (a clause, "the other ranks did not answer") for the message of the
  * call that was under way, and returns STQ_COMMUNICATION. */
 STQ_API stq_status stq_comm_failed(const char *reason);

@@ -180,3 +180,23 @@ stq_status stq_comm_agree(stq_comm *comm, uint64_t digest, const char *what) {
     free(ones);
     return status;
 }
+
+stq_status stq_comm_create_nccl_over(stq_comm **comm, stq_comm *bootstrap, void *stream, double timeout_seconds) {
+    uint8_t message[1 + STQ_COMM_NCCL_ID_BYTES] = {0}; /* whether there is an id, and the id */
+    stq_status made = STQ_OK;
+    *comm = NULL;
+    if (stq_comm_rank(bootstrap) == 0) {
+        made = stq_comm_nccl_id(message + 1);
+        message[0] = made == STQ_OK;
+    }
+    char sentence[512];
+    snprintf(sentence, sizeof sentence, "%s", stq_last_error());
+    STQ_CHECK(stq_comm_broadcast(bootstrap, message, sizeof message, STQ_COMM_UINT8, 0, "NCCL's id"));
+    if (made != STQ_OK)
+        return stq_error(made, "%s", sentence);
+    if (message[0] == 0)
+        return stq_error(STQ_COMMUNICATION, "Rank 0 has no NCCL id for rank %d of %d; it says why.",
+                         stq_comm_rank(bootstrap), stq_comm_ranks(bootstrap));
+    return stq_comm_create_nccl(comm, message + 1, stq_comm_rank(bootstrap), stq_comm_ranks(bootstrap), stream,
+                                timeout_seconds);
+}

@@ -55,6 +55,10 @@ launch 3 hang
 [ "$status" != 0 ] && [ "$status" != 124 ] && [ $((SECONDS - begin)) -le 30 ] && grep -q "did not answer within 5 s" <<<"$output" &&
     grep -q "Rank [02] of 3" <<<"$output"
 report $? "when a rank hangs the others say so after the time-out"
+launch 3 nccl
+[ "$status" = 0 ] && { [ "$(grep -c ": joined" <<<"$output")" = 3 ] ||
+    { grep -q "^rank 0: .*\(CUDA\|NCCL\|GPU\)" <<<"$output" && [ "$(grep -c "^rank [12]: .*Rank 0 has no NCCL id" <<<"$output")" = 2 ]; }; }
+report $? "NCCL over MPI's ranks: all join, or all are told why not"
 
 # The trainer: the batch is the global one, so that losses differ from one rank's only by the order of sums.
 if [ -n "${STQUANT_COMMAND:-}" ]; then

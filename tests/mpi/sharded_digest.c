@@ -63,6 +63,14 @@ int main(int argc, char **argv) {
     if (stq_comm_create_mpi(&comm, 5) != STQ_OK)
         return fail("create");
     int rank = stq_comm_rank(comm);
+    if (strcmp(mode, "nccl") == 0) {
+        stq_comm *over;
+        stq_status status = stq_comm_create_nccl_over(&over, comm, NULL, 5);
+        printf("rank %d: %s: %s\n", rank, stq_status_name(status), status == STQ_OK ? "joined" : stq_last_error());
+        stq_comm_destroy(over);
+        stq_comm_destroy(comm);
+        return 0;
+    }
     char names[TENSORS][16];
     stq_tensor tensors[TENSORS];
     int64_t offsets[TENSORS], length = 0;
