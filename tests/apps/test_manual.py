@@ -15,7 +15,7 @@ import time
 
 COMMAND = os.environ["STQUANT_COMMAND"]
 SOURCE, BUILD = os.environ["STQUANT_SOURCE"], os.environ["STQUANT_BUILD"]
-EXPECTED = {"train": ["gpt2", "vit"], "plan": [], "data": ["prepare", "show"], "report": [], "factors": [], "bench": ["step", "codec", "policy", "score"],
+EXPECTED = {"train": ["gpt2", "vit"], "plan": [], "data": ["prepare", "show"], "report": [], "factors": [], "bench": ["step", "codec", "policy", "score", "qat"],
             "inspect": [], "convert": [], "eval": [], "sample": []}
 failures = 0
 
