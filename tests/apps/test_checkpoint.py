@@ -76,9 +76,11 @@ def test_resume(folder, text):
         first = train(*common, "--checkpoint", base / "a", "--save-every", 9, "--log", base / "a.jsonl")
         check(f"{name}: a run that saves ends well", first.returncode == 0, first.stderr)
         saved = sorted(path.name for path in (base / "a").glob("step-*"))
-        check(f"{name}: checkpoints where they are due, and the last", len(saved) >= 3 and saved[-1] == "step-00000040",
-              saved)
-        for start in saved[:2]:
+        # Those that come due while a slow disk still has the one before are left out.
+        check(f"{name}: checkpoints where they are due, and the last",
+              len(saved) >= 2 and set(saved) <= {"step-00000009", "step-00000018", "step-00000027", "step-00000036", "step-00000040"}
+              and saved[-1] == "step-00000040", saved)
+        for start in saved[:-1][:2]:
             log = base / "b.jsonl"
             shutil.copy(base / "a.jsonl", log)
             second = train(*common, "--resume", base / "a" / start, "--checkpoint", base / start, "--log", log)
