@@ -101,3 +101,9 @@ const char *bench_choose_kernels(const struct argp_state *state, const char *isa
     }
     return used;
 }
+
+stq_policy_kind bench_choose_policy(const struct argp_state *state, const char *name) {
+    static const char *const policies[] = {"zones", "rate-distortion"};
+    return command_choice(state, "policy", name, policies, 2) == policies[0] ? STQ_POLICY_ZONES
+                                                                             : STQ_POLICY_RATE_DISTORTION;
+}

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stquant/policy.h>
 
 #include "command.h"
 
@@ -34,5 +35,8 @@ void bench_fill(float *values, int64_t count, float deviation, uint32_t seed, in
 // Makes the library use the kernels of that name, or all it has for NULL; returns the name in use. Ends the process
 // with status 2 if this machine cannot run them. To be called before anything else of the library.
 const char *bench_choose_kernels(const struct argp_state *state, const char *isa);
+
+// The policy that --policy names; ends the process with status 2 where it is neither zones nor rate-distortion.
+stq_policy_kind bench_choose_policy(const struct argp_state *state, const char *name);
 
 #endif

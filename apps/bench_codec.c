@@ -24,14 +24,11 @@ static const struct argp_option options[] = {{"values", VALUES, "N", 0, "Values 
                                              {0}};
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
+    static const struct command_number numbers[] = {
+        {VALUES, "values", offsetof(struct settings, values), 1, 1, (double)(INT64_C(1) << 34)},
+        {REPEATS, "repeats", offsetof(struct settings, repeats), 1, 1, LARGEST_REPEATS}};
     struct settings *settings = state->input;
     switch (key) {
-    case VALUES:
-        settings->values = command_integer(state, "values", argument, 1, INT64_C(1) << 34);
-        return 0;
-    case REPEATS:
-        settings->repeats = command_integer(state, "repeats", argument, 1, LARGEST_REPEATS);
-        return 0;
     case ISA:
         settings->isa = argument;
         return 0;
@@ -46,7 +43,9 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->isa = bench_choose_kernels(state, settings->isa);
         return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), settings, key, argument, state)
+                   ? 0
+                   : ARGP_ERR_UNKNOWN;
     }
 }
 

@@ -36,22 +36,14 @@ static const struct argp_option options[] = {
     {0}};
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
-    static const char *const policies[] = {"zones", "rate-distortion"};
+    static const struct command_number numbers[] = {
+        {TENSORS, "tensors", offsetof(struct settings, tensors), 1, 1, MOST_TENSORS},
+        {REPEATS, "repeats", offsetof(struct settings, repeats), 1, 1, LARGEST_REPEATS},
+        {STATE_BITS, "state-bits", offsetof(struct settings, state_bits), 0, 0, 64}};
     struct settings *settings = state->input;
     switch (key) {
-    case TENSORS:
-        settings->tensors = command_integer(state, "tensors", argument, 1, MOST_TENSORS);
-        return 0;
-    case REPEATS:
-        settings->repeats = command_integer(state, "repeats", argument, 1, LARGEST_REPEATS);
-        return 0;
     case POLICY:
-        settings->kind = command_choice(state, "policy", argument, policies, 2) == policies[0]
-                             ? STQ_POLICY_ZONES
-                             : STQ_POLICY_RATE_DISTORTION;
-        return 0;
-    case STATE_BITS:
-        settings->state_bits = command_real(state, "state-bits", argument, 0, 64);
+        settings->kind = bench_choose_policy(state, argument);
         return 0;
     case JSON:
         settings->json = 1;
@@ -61,7 +53,9 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
                      argument);
         return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), settings, key, argument, state)
+                   ? 0
+                   : ARGP_ERR_UNKNOWN;
     }
 }
 

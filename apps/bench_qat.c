@@ -29,23 +29,14 @@ static const struct argp_option options[] = {{"rows", ROWS, "N", 0, "Rows of the
                                              {0}};
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
+    static const struct command_number numbers[] = {
+        {ROWS, "rows", offsetof(struct settings, rows), 1, 1, 1 << 20},
+        {COLUMNS, "columns", offsetof(struct settings, columns), 1, 1, 1 << 20},
+        {BITS, "bits", offsetof(struct settings, bits), 1, 1, 8},
+        {REPEATS, "repeats", offsetof(struct settings, repeats), 1, 1, LARGEST_REPEATS},
+        {THREADS, "threads", offsetof(struct settings, threads), 1, 1, 4096}};
     struct settings *settings = state->input;
     switch (key) {
-    case ROWS:
-        settings->rows = command_integer(state, "rows", argument, 1, 1 << 20);
-        return 0;
-    case COLUMNS:
-        settings->columns = command_integer(state, "columns", argument, 1, 1 << 20);
-        return 0;
-    case BITS:
-        settings->bits = command_integer(state, "bits", argument, 1, 8);
-        return 0;
-    case REPEATS:
-        settings->repeats = command_integer(state, "repeats", argument, 1, LARGEST_REPEATS);
-        return 0;
-    case THREADS:
-        settings->threads = command_integer(state, "threads", argument, 1, 4096);
-        return 0;
     case JSON:
         settings->json = 1;
         return 0;
@@ -54,7 +45,9 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
                      argument);
         return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), settings, key, argument, state)
+                   ? 0
+                   : ARGP_ERR_UNKNOWN;
     }
 }
 

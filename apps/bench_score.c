@@ -35,7 +35,6 @@ static const struct argp_option options[] = {
     {0}};
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
-    static const char *const policies[] = {"zones", "rate-distortion"};
     static const struct command_number numbers[] = {
         {BATCH, "batch", offsetof(struct settings, batch), 1, 1, 1 << 20},
         {SEQUENCE_LENGTH, "sequence-length", offsetof(struct settings, sequence_length), 1, 1, 1 << 24},
@@ -49,9 +48,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         state->child_inputs[0] = &settings->model;
         return 0;
     case POLICY:
-        settings->kind = command_choice(state, "policy", argument, policies, 2) == policies[0]
-                             ? STQ_POLICY_ZONES
-                             : STQ_POLICY_RATE_DISTORTION;
+        settings->kind = bench_choose_policy(state, argument);
         return 0;
     case JSON:
         settings->json = 1;

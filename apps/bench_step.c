@@ -37,6 +37,11 @@ static void parse_bits(const char *option, uint32_t *m_bits, uint32_t *v_bits, c
 
 static error_t parse(int key, char *argument, struct argp_state *state) {
     static const char *const dtypes[] = {"float32", "bfloat16", "float16"};
+    static const struct command_number numbers[] = {
+        {PARAMS, "params", offsetof(struct bench_step_settings, params), 1, 1, (double)(INT64_C(1) << 38)},
+        {TENSORS, "tensors", offsetof(struct bench_step_settings, tensors), 1, 1, 1 << 24},
+        {THREADS, "threads", offsetof(struct bench_step_settings, threads), 1, 1, 4096},
+        {REPEATS, "repeats", offsetof(struct bench_step_settings, repeats), 1, 1, BENCH_LARGEST_REPEATS}};
     struct bench_step_settings *settings = state->input;
     switch (key) {
     case BITS:
@@ -44,15 +49,6 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         return 0;
     case TO:
         parse_bits("to", &settings->to_m_bits, &settings->to_v_bits, argument, state);
-        return 0;
-    case PARAMS:
-        settings->params = command_integer(state, "params", argument, 1, INT64_C(1) << 38);
-        return 0;
-    case TENSORS:
-        settings->tensors = command_integer(state, "tensors", argument, 1, 1 << 24);
-        return 0;
-    case THREADS:
-        settings->threads = command_integer(state, "threads", argument, 1, 4096);
         return 0;
     case ISA:
         settings->isa = argument;
@@ -62,9 +58,6 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->dtype = settings->dtype_name == dtypes[0]   ? STQ_FLOAT32
                           : settings->dtype_name == dtypes[1] ? STQ_BFLOAT16
                                                               : STQ_FLOAT16;
-        return 0;
-    case REPEATS:
-        settings->repeats = command_integer(state, "repeats", argument, 1, BENCH_LARGEST_REPEATS);
         return 0;
     case OWN_NORM:
         settings->own_norm = 1;
@@ -83,7 +76,9 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->isa = bench_choose_kernels(state, settings->isa);
         return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), settings, key, argument, state)
+                   ? 0
+                   : ARGP_ERR_UNKNOWN;
     }
 }
 

@@ -205,6 +205,21 @@ static void test_disk_stays_full(void **state) {
     remove_folder(folder);
 }
 
+/* A model after five steps, and another to load its checkpoint into. */
+static void begin_pair(char folder[64], model *m, model *loaded) {
+    stq_adamw_config config = model_config(MODE_ZONES, 5.0);
+    make_folder(folder);
+    model_open(m, &config);
+    model_open(loaded, &config);
+    model_run(m, 0, 5);
+}
+
+static void end_pair(const char *folder, model *m, model *loaded) {
+    model_close(m);
+    model_close(loaded);
+    remove_folder(folder);
+}
+
 static double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -214,13 +229,9 @@ static double seconds(void) {
 /* The caller waits for the copy, not for the disk; what it changes meanwhile is not saved. */
 static void test_slow_disk(void **state) {
     (void)state;
-    stq_adamw_config config = model_config(MODE_ZONES, 5.0);
     char folder[64];
-    make_folder(folder);
     model m, loaded;
-    model_open(&m, &config);
-    model_open(&loaded, &config);
-    model_run(&m, 0, 5);
+    begin_pair(folder, &m, &loaded);
     uint64_t before = model_digest(&m);
     stq_saver *saver = open_saver(folder, 0);
     stq_save_result result;
@@ -242,9 +253,7 @@ static void test_slow_disk(void **state) {
     assert_int_equal(model_digest(&loaded), before);
     assert_true(model_digest(&m) != before);
     stq_saver_close(saver);
-    model_close(&m);
-    model_close(&loaded);
-    remove_folder(folder);
+    end_pair(folder, &m, &loaded);
 }
 
 /* A file large enough to go past the page cache, where the file system can: pages, and a tail that is none. */
@@ -297,13 +306,9 @@ static void test_large_file(void **state) {
 /* Interrupted and partial reads and writes change nothing. */
 static void test_short_calls(void **state) {
     (void)state;
-    stq_adamw_config config = model_config(MODE_ZONES, 5.0);
     char folder[64];
-    make_folder(folder);
     model m, loaded;
-    model_open(&m, &config);
-    model_open(&loaded, &config);
-    model_run(&m, 0, 5);
+    begin_pair(folder, &m, &loaded);
     stq_saver *saver = open_saver(folder, 0);
     arm(SHORT, 0, 0);
     assert_ok(model_save(&m, saver, 5));
@@ -313,21 +318,15 @@ static void test_short_calls(void **state) {
     disarm();
     assert_same_model(&m, &loaded);
     stq_saver_close(saver);
-    model_close(&m);
-    model_close(&loaded);
-    remove_folder(folder);
+    end_pair(folder, &m, &loaded);
 }
 
 /* Every read that fails is told, and the next try succeeds. */
 static void test_every_read_fails(void **state) {
     (void)state;
-    stq_adamw_config config = model_config(MODE_ZONES, 5.0);
     char folder[64];
-    make_folder(folder);
     model m, loaded;
-    model_open(&m, &config);
-    model_open(&loaded, &config);
-    model_run(&m, 0, 5);
+    begin_pair(folder, &m, &loaded);
     stq_saver *saver = open_saver(folder, 0);
     assert_ok(model_save(&m, saver, 5));
     stq_saver_close(saver);
@@ -346,9 +345,7 @@ static void test_every_read_fails(void **state) {
     assert_true(call > 10);
     assert_same_model(&m, &loaded);
     free(path);
-    model_close(&m);
-    model_close(&loaded);
-    remove_folder(folder);
+    end_pair(folder, &m, &loaded);
 }
 
 int main(void) {
