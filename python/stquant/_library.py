@@ -35,7 +35,7 @@ def _candidates() -> list[str]:
     chosen = os.environ.get("STQUANT_LIBRARY")
     if chosen:
         return [chosen]
-    return [str(_FOLDER / "libstquant.so"), "libstquant.so.0"]
+    return [str(_FOLDER / "libstquant.so"), "libstquant.so.0.1"]
 
 
 def _open(path: str) -> ctypes.CDLL:
