@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -47,6 +48,11 @@ stq_status stq_file_open(const char *path, int *descriptor, uint64_t *size) {
     return STQ_OK;
 }
 
+static stq_status ends_early(const char *path, uint64_t offset) {
+    return stq_error(STQ_CORRUPT, "%s ends at byte %llu, where more was announced; it is cut off.", path,
+                     (unsigned long long)offset);
+}
+
 stq_status stq_file_read(int descriptor, const char *path, void *data, uint64_t bytes, uint64_t offset) {
     for (uint64_t done = 0; done < bytes;) {
         uint64_t left = bytes - done;
@@ -55,8 +61,54 @@ stq_status stq_file_read(int descriptor, const char *path, void *data, uint64_t 
         if (count < 0 && errno != EINTR)
             return stq_file_error("read", path, errno);
         if (count == 0)
-            return stq_error(STQ_CORRUPT, "%s ends at byte %llu, where more was announced; it is cut off.", path,
-                             (unsigned long long)(offset + done));
+            return ends_early(path, offset + done);
+        done += count > 0 ? (uint64_t)count : 0;
+    }
+    return STQ_OK;
+}
+
+/* Turns reading or writing past the page cache on or off; false where the file system has none of it. */
+static bool set_direct(int descriptor, bool direct) {
+    int flags = fcntl(descriptor, F_GETFL);
+    return flags >= 0 && fcntl(descriptor, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+}
+
+/* One page tells enough about what was read or written as a whole. Without the right to ask, the answer is yes. */
+static bool is_cached(int descriptor, uint64_t offset) {
+    unsigned char resident = 1;
+    long page = sysconf(_SC_PAGESIZE);
+    if (page <= 0)
+        return true;
+    void *mapped = mmap(NULL, 1, PROT_READ, MAP_SHARED, descriptor, (off_t)(offset / (uint64_t)page * (uint64_t)page));
+    if (mapped == MAP_FAILED)
+        return true;
+    int failed = mincore(mapped, 1, &resident);
+    munmap(mapped, 1);
+    return failed != 0 || (resident & 1) != 0;
+}
+
+bool stq_file_read_directly(int descriptor, uint64_t offset, uint64_t bytes) {
+    if (bytes < STQ_LARGE_FILE || is_cached(descriptor, offset + bytes / 2))
+        return false;
+    return set_direct(descriptor, true);
+}
+
+uint64_t stq_file_pages_room(uint64_t bytes) { return (bytes + 2 * STQ_FILE_PAGE - 1) / STQ_FILE_PAGE * STQ_FILE_PAGE; }
+
+stq_status stq_file_read_pages(int descriptor, const char *path, uint8_t *pages, uint64_t bytes, uint64_t offset,
+                               const uint8_t **data) {
+    uint64_t before = offset % STQ_FILE_PAGE, needed = before + bytes;
+    uint64_t whole = (needed + STQ_FILE_PAGE - 1) / STQ_FILE_PAGE * STQ_FILE_PAGE;
+    *data = pages + before;
+    for (uint64_t done = 0; done < needed;) {
+        ssize_t count = pread(descriptor, pages + done, whole - done, (off_t)(offset - before + done));
+        if (count < 0 && errno == EINVAL && set_direct(descriptor, false)) { /* promised, but not done by the disk */
+            return stq_file_read(descriptor, path, pages + before, bytes, offset);
+        }
+        if (count < 0 && errno != EINTR)
+            return stq_file_error("read", path, errno);
+        if (count == 0)
+            return ends_early(path, offset - before + done);
         done += count > 0 ? (uint64_t)count : 0;
     }
     return STQ_OK;
@@ -82,12 +134,6 @@ stq_status stq_file_load(const char *path, uint64_t limit, char **text, uint64_t
     }
     (*text)[*bytes] = 0;
     return STQ_OK;
-}
-
-/* Turns writing past the page cache on or off; false where the file system has none of it. */
-static bool set_direct(int descriptor, bool direct) {
-    int flags = fcntl(descriptor, F_GETFL);
-    return flags >= 0 && fcntl(descriptor, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
 }
 
 /*

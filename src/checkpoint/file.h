@@ -16,10 +16,25 @@ stq_status stq_file_open(const char *path, int *descriptor, uint64_t *size);
 /* Reads `bytes` bytes from `offset` on. A file that ends before is STQ_CORRUPT. */
 stq_status stq_file_read(int descriptor, const char *path, void *data, uint64_t bytes, uint64_t offset);
 
+/*
+ * Makes a descriptor read past the page cache, which is faster and leaves the cache to others, where the system can do
+ * that and these bytes are not in the cache already. Then only stq_file_read_pages() may read from it; else false.
+ */
+bool stq_file_read_directly(int descriptor, uint64_t offset, uint64_t bytes);
+
+/*
+ * Reads the whole pages around `bytes` bytes at `offset` to `pages`, which is aligned to STQ_FILE_PAGE and has room for
+ * stq_file_pages_room(bytes); *data is where the bytes begin there. A file that ends before them is STQ_CORRUPT.
+ */
+stq_status stq_file_read_pages(int descriptor, const char *path, uint8_t *pages, uint64_t bytes, uint64_t offset,
+                               const uint8_t **data);
+
+uint64_t stq_file_pages_room(uint64_t bytes);
+
 /* A whole file of at most `limit` bytes in fresh memory, with a zero byte behind it. */
 stq_status stq_file_load(const char *path, uint64_t limit, char **text, uint64_t *bytes);
 
-/* Files of more than STQ_LARGE_FILE bytes are written and read in whole pages where they lie at such. */
+/* What has more than STQ_LARGE_FILE bytes is written and read in whole pages, past the page cache. */
 enum { STQ_FILE_PAGE = 4096, STQ_LARGE_FILE = 1 << 20 };
 
 /* One piece of a file to be written. */

@@ -110,7 +110,7 @@ static stq_status verify_entry(void *context, size_t index) {
 stq_status stq_checkpoint_verify(const stq_checkpoint *c) {
     stq_checkpoint_info info;
     STQ_CHECK(stq_checkpoint_describe(c, &info));
-    return stq_run_jobs(verify_entry, (void *)(uintptr_t)c, info.entry_count, 0);
+    return stq_run_jobs(verify_entry, (void *)(uintptr_t)c, info.entry_count, stq_reader_threads(c));
 }
 
 /* ---- Digest ---- */

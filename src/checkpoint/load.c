@@ -131,7 +131,7 @@ stq_status stq_checkpoint_load_arrays(const stq_checkpoint *c, const stq_array *
         return stq_error(STQ_OUT_OF_MEMORY, "No memory to read %s.", c->path);
     stq_status status = plan_arrays(&jobs, arrays, array_count, names);
     if (status == STQ_OK)
-        status = stq_run_jobs(load_slice, &jobs, jobs.count, 0);
+        status = stq_run_jobs(load_slice, &jobs, jobs.count, stq_reader_threads(c));
     free(jobs.list);
     json_decref(names);
     return status;
@@ -327,7 +327,8 @@ stq_status stq_checkpoint_load_optimizer(const stq_checkpoint *c, stq_adamw *opt
     if (status == STQ_OK)
         status = plan_states(&jobs, matches);
     if (status == STQ_OK) /* only host memory may be written from several threads */
-        status = stq_run_jobs(load_state, &jobs, jobs.count, optimizer->backend == &stq_cpu_backend ? 0 : 1);
+        status = stq_run_jobs(load_state, &jobs, jobs.count,
+                              optimizer->backend == &stq_cpu_backend ? stq_reader_threads(c) : 1);
     if (status == STQ_OK && changed)
         *changed = widths_changed;
     free(jobs.list);

@@ -7,14 +7,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "checkpoint/file.h"
 #include "checkpoint/reader.h"
 #include "common/error.h"
 
-/* Read and hashed at once. */
-enum { PIECE_BYTES = 4 << 20 };
+/* Read at once, so that the whole pages around it fit a room; and hashed and copied at once, while in the core's cache.
+ */
+enum { ROOM_BYTES = 4 << 20, PIECE_BYTES = ROOM_BYTES - 2 * STQ_FILE_PAGE, HASH_BYTES = 256 << 10 };
+
+/* Rooms lie in pages of this size: a disk reads into one of them at once, into 4,096 bytes each at other places. */
+enum { HUGE_PAGE = 2 << 20 };
+
+/* A thread that reads past the page cache waits most of the time: as many keep a disk at work, one for each so many
+ * bytes. */
+enum { MOST_READERS = 8, READER_BYTES = 16 << 20 };
 
 static stq_status corrupt(const stq_part_file *file, const stq_entry *entry) {
     return stq_error(STQ_CORRUPT, "%s: tensor '%s' (offsets %" PRIu64 " to %" PRIu64 ") does not match its checksum.",
@@ -27,48 +36,80 @@ typedef struct reading {
     const stq_part_file *file;
     const stq_entry *entry;
     uint8_t *direct;
-    uint8_t *piece; /* room for a piece where there is no direct target */
+    uint8_t *pages; /* room for a piece, in whole pages; NULL where pieces are read to `direct` */
     stq_sink sink;
     void *context;
     stq_checksum_state *checksum; /* NULL where nothing is expected */
+    int descriptor;
+    bool past_cache;
 } reading;
 
-static stq_status read_pieces(const reading *r, int descriptor) {
+/* A piece that has been read, on its way to hash and target. */
+static stq_status take_piece(const reading *r, uint64_t at, const uint8_t *data, uint64_t bytes) {
+    for (uint64_t done = 0; done < bytes; done += HASH_BYTES) {
+        uint64_t some = bytes - done < HASH_BYTES ? bytes - done : HASH_BYTES;
+        if (r->checksum)
+            stq_checksum_add(r->checksum, data + done, some);
+        if (r->direct && r->direct + at != data)
+            memcpy(r->direct + at + done, data + done, (size_t)some);
+    }
+    return r->sink ? r->sink(r->context, at, data, bytes) : STQ_OK;
+}
+
+static stq_status read_pieces(const reading *r) {
     uint64_t start = r->file->header.data_start + r->entry->begin;
     /* Doubles what the system reads ahead. Asking for all of it at once (POSIX_FADV_WILLNEED) is slower: Linux fetches
      * that in single pages. */
-    posix_fadvise(descriptor, (off_t)start, (off_t)r->entry->bytes, POSIX_FADV_SEQUENTIAL);
+    if (!r->past_cache)
+        posix_fadvise(r->descriptor, (off_t)start, (off_t)r->entry->bytes, POSIX_FADV_SEQUENTIAL);
     for (uint64_t at = 0; at < r->entry->bytes; at += PIECE_BYTES) {
         uint64_t bytes = r->entry->bytes - at < PIECE_BYTES ? r->entry->bytes - at : PIECE_BYTES;
-        uint8_t *to = r->direct ? r->direct + at : r->piece;
-        STQ_CHECK(stq_file_read(descriptor, r->file->path, to, bytes, start + at));
-        if (r->checksum)
-            stq_checksum_add(r->checksum, to, bytes);
-        if (r->sink)
-            STQ_CHECK(r->sink(r->context, at, to, bytes));
+        uint8_t *to = r->pages ? r->pages : r->direct + at;
+        const uint8_t *data = to;
+        if (r->past_cache)
+            STQ_CHECK(stq_file_read_pages(r->descriptor, r->file->path, to, bytes, start + at, &data));
+        else
+            STQ_CHECK(stq_file_read(r->descriptor, r->file->path, to, bytes, start + at));
+        STQ_CHECK(take_piece(r, at, data, bytes));
     }
     return STQ_OK;
 }
 
+static uint8_t *allocate_room(uint64_t bytes) {
+    size_t whole = (size_t)(bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    uint8_t *room = aligned_alloc(HUGE_PAGE, whole);
+    if (room)
+        madvise(room, whole, MADV_HUGEPAGE);
+    return room;
+}
+
+static stq_status read_opened(reading *r) {
+    uint64_t expected, most = r->entry->bytes < PIECE_BYTES ? r->entry->bytes : PIECE_BYTES;
+    bool check = stq_expected_checksum(r->file, r->entry, &expected);
+    r->past_cache =
+        stq_file_read_directly(r->descriptor, r->file->header.data_start + r->entry->begin, r->entry->bytes);
+    if (r->past_cache)
+        r->pages = allocate_room(stq_file_pages_room(most));
+    else if (!r->direct)
+        r->pages = malloc((size_t)most + 1);
+    r->checksum = check ? stq_checksum_begin() : NULL;
+    stq_status status = STQ_OK;
+    if ((check && !r->checksum) || ((r->past_cache || !r->direct) && !r->pages))
+        status = stq_error(STQ_OUT_OF_MEMORY, "No memory to read %s.", r->file->path);
+    if (status == STQ_OK)
+        status = read_pieces(r);
+    uint64_t found = stq_checksum_end(r->checksum);
+    free(r->pages);
+    return status == STQ_OK && check && found != expected ? corrupt(r->file, r->entry) : status;
+}
+
 stq_status stq_read_entry(const stq_part_file *file, const stq_entry *entry, void *direct, stq_sink sink,
                           void *context) {
-    uint64_t expected, size;
-    int descriptor;
+    uint64_t size;
     reading r = {.file = file, .entry = entry, .direct = direct, .sink = sink, .context = context};
-    bool check = stq_expected_checksum(file, entry, &expected);
-    STQ_CHECK(stq_file_open(file->path, &descriptor, &size));
-    r.checksum = check ? stq_checksum_begin() : NULL;
-    r.piece = direct ? NULL : malloc((size_t)(entry->bytes < PIECE_BYTES ? entry->bytes + 1 : PIECE_BYTES));
-    stq_status status = STQ_OK;
-    if ((check && !r.checksum) || (!direct && !r.piece))
-        status = stq_error(STQ_OUT_OF_MEMORY, "No memory to read %s.", file->path);
-    if (status == STQ_OK)
-        status = read_pieces(&r, descriptor);
-    uint64_t found = stq_checksum_end(r.checksum);
-    free(r.piece);
-    close(descriptor);
-    if (status == STQ_OK && check && found != expected)
-        return corrupt(file, entry);
+    STQ_CHECK(stq_file_open(file->path, &r.descriptor, &size));
+    stq_status status = read_opened(&r);
+    close(r.descriptor);
     return status;
 }
 
@@ -90,9 +131,15 @@ static void keep_failure(failure *first, stq_status status) {
     atomic_store(&first->any, true);
 }
 
+int stq_reader_threads(const stq_checkpoint *c) {
+    int cores = omp_get_max_threads();
+    int readers = c->bytes / READER_BYTES < MOST_READERS ? (int)(c->bytes / READER_BYTES) : MOST_READERS;
+    return readers > cores ? readers : cores;
+}
+
 stq_status stq_run_jobs(stq_status (*job)(void *context, size_t index), void *context, size_t count, int threads) {
     failure first = {.taken = ATOMIC_FLAG_INIT, .status = STQ_OK};
-#pragma omp parallel for schedule(dynamic) num_threads(threads > 0 ? threads : omp_get_max_threads())
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (size_t i = 0; i < count; i++) {
         stq_status status = atomic_load(&first.any) ? STQ_OK : job(context, i);
         if (status != STQ_OK)

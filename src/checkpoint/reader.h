@@ -73,8 +73,11 @@ typedef stq_status (*stq_sink)(void *context, uint64_t offset, const void *data,
 stq_status stq_read_entry(const stq_part_file *file, const stq_entry *entry, void *direct, stq_sink sink,
                           void *context);
 
-/* Runs job(context, 0 .. count - 1) on `threads` OpenMP threads (0 = all); the first failure is returned with its
- * sentence, and jobs that have not begun are left out. */
+/* Threads for reading much of a checkpoint: more than cores where it is large. */
+int stq_reader_threads(const stq_checkpoint *c);
+
+/* Runs job(context, 0 .. count - 1) on `threads` OpenMP threads; the first failure is returned with its sentence, and
+ * jobs that have not begun are left out. */
 stq_status stq_run_jobs(stq_status (*job)(void *context, size_t index), void *context, size_t count, int threads);
 
 #endif

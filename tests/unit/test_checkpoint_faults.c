@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -16,6 +17,9 @@ static atomic_int countdown; /* the call that fails; counts down to 0 */
 static atomic_int failure;   /* errno */
 static atomic_int calls;     /* reads and writes while armed with SHORT */
 static atomic_int hit;       /* the fault has happened */
+
+static atomic_int direct_reads; /* past the page cache */
+static atomic_bool is_cached;   /* what the system says of every page */
 
 static bool fails(void) {
     if (atomic_load(&mode) != FAIL || atomic_fetch_sub(&countdown, 1) != 1)
@@ -44,9 +48,17 @@ ssize_t write(int file, const void *data, size_t bytes) {
 }
 
 ssize_t pread(int file, void *data, size_t bytes, off_t offset) {
+    if (fcntl(file, F_GETFL) & O_DIRECT)
+        atomic_fetch_add(&direct_reads, 1);
     if (fails() || interrupted(&bytes))
         return -1;
     return syscall(SYS_pread64, file, data, bytes, offset);
+}
+
+int mincore(void *address, size_t bytes, unsigned char *pages) {
+    (void)address, (void)bytes;
+    *pages = atomic_load(&is_cached);
+    return 0;
 }
 
 int fsync(int file) {
@@ -303,6 +315,133 @@ static void test_large_file(void **state) {
     free(found);
 }
 
+/* Arrays of several pieces, of one and of less, at offsets that are no pages; halves are read as floats. */
+enum { LONG = (9 << 20) / 4 + 37, HALVES = (3 << 20) / 2 + 1, BYTES = (1 << 20) + 7 };
+
+typedef struct large_arrays {
+    float *values, *widened;
+    uint16_t *halves;
+    uint8_t *bytes;
+} large_arrays;
+
+static void large_open(large_arrays *a) {
+    *a = (large_arrays){calloc(LONG, 4), calloc(HALVES, 4), calloc(HALVES, 2), calloc(BYTES, 1)};
+}
+
+static void large_close(large_arrays *a) {
+    free(a->values);
+    free(a->widened);
+    free(a->halves);
+    free(a->bytes);
+}
+
+static void large_describe(const large_arrays *a, bool widen, stq_array arrays[3]) {
+    int64_t counts[] = {LONG, HALVES, BYTES};
+    arrays[0] = stq_array_whole("long", STQ_FLOAT32, 1, &counts[0], a->values);
+    arrays[1] = widen ? stq_array_whole("halves", STQ_FLOAT32, 1, &counts[1], a->widened)
+                      : stq_array_whole("halves", STQ_BFLOAT16, 1, &counts[1], a->halves);
+    arrays[2] = stq_array_whole("bytes", STQ_UINT8, 1, &counts[2], a->bytes);
+}
+
+static stq_status large_load(const stq_checkpoint *checkpoint, const large_arrays *saved) {
+    large_arrays found;
+    stq_array arrays[3];
+    large_open(&found);
+    large_describe(&found, true, arrays);
+    stq_status status = stq_checkpoint_load_arrays(checkpoint, arrays, 3);
+    if (status == STQ_OK) {
+        assert_memory_equal(found.values, saved->values, LONG * sizeof *saved->values);
+        assert_memory_equal(found.bytes, saved->bytes, BYTES);
+        for (int i = 0; i < HALVES; i++) {
+            uint32_t bits = (uint32_t)saved->halves[i] << 16;
+            assert_memory_equal(&found.widened[i], &bits, sizeof bits);
+        }
+    }
+    large_close(&found);
+    return status;
+}
+
+/* A turn for each read that fails or is refused. */
+static void large_faults(const stq_checkpoint *checkpoint, const large_arrays *saved) {
+    int errors[] = {EIO, EINVAL};
+    for (int e = 0; e < 2; e++)
+        for (int call = 1, more = 1; more; call++) {
+            arm(FAIL, call, errors[e]);
+            stq_status status = large_load(checkpoint, saved);
+            disarm();
+            more = atomic_load(&hit);
+            if (more && status != STQ_OK) /* a refused read past the cache is done again through it */
+                assert_refused(status, STQ_IO_ERROR);
+            assert_true(status == STQ_OK || more);
+            assert_true(status != STQ_OK || !more || errors[e] == EINVAL);
+        }
+}
+
+/* What is not in the page cache is read past it, where the file system can: with faults, damage and a file cut off. */
+static void large_folder(const char *place, const large_arrays *saved, bool faults) {
+    char *folder = text_of("%s/stquant-large-XXXXXX", place);
+    stq_checkpoint *checkpoint;
+    stq_array arrays[3];
+    if (mkdtemp(folder) == NULL) {
+        free(folder);
+        return;
+    }
+    large_describe(saved, false, arrays);
+    stq_saver *saver = open_saver(folder, 1);
+    stq_save save = {.size = sizeof save, .arrays = arrays, .array_count = 3};
+    assert_ok(stq_saver_save(saver, &save));
+    stq_saver_close(saver);
+    assert_ok(stq_checkpoint_open(&checkpoint, folder));
+    for (int cached = 1; cached >= 0; cached--) {
+        atomic_store(&is_cached, cached == 1);
+        atomic_store(&direct_reads, 0);
+        assert_ok(large_load(checkpoint, saved));
+        if (cached)
+            assert_int_equal(atomic_load(&direct_reads), 0);
+        else
+            print_message("%s: %d reads past the page cache\n", place, atomic_load(&direct_reads));
+        arm(SHORT, 0, 0);
+        assert_ok(large_load(checkpoint, saved));
+        disarm();
+        if (faults)
+            large_faults(checkpoint, saved);
+    }
+    char *path = text_of("%s/step-00000000/model-00001-of-00001.safetensors", folder);
+    size_t size;
+    uint8_t *bytes = read_bytes(path, &size);
+    bytes[size - BYTES - 2 * HALVES - 5] ^= 1; /* near the end of the long array */
+    write_bytes(path, bytes, size);
+    assert_refused(large_load(checkpoint, saved), STQ_CORRUPT);
+    assert_non_null(strstr(stq_last_error(), "'long'"));
+    bytes[size - BYTES - 2 * HALVES - 5] ^= 1;
+    write_bytes(path, bytes, size);
+    assert_ok(large_load(checkpoint, saved));
+    assert_int_equal(truncate(path, (off_t)(size - 100)), 0);
+    assert_refused(large_load(checkpoint, saved), STQ_CORRUPT);
+    assert_non_null(strstr(stq_last_error(), "cut off"));
+    stq_checkpoint_close(checkpoint);
+    remove_folder(folder);
+    free(bytes);
+    free(path);
+    free(folder);
+}
+
+static void test_large_reads(void **state) {
+    (void)state;
+    large_arrays saved;
+    large_open(&saved);
+    for (uint32_t i = 0; i < LONG; i++)
+        saved.values[i] = test_gaussian(2, i);
+    for (uint32_t i = 0; i < HALVES; i++)
+        saved.halves[i] = (uint16_t)(stq_hash(i) & 0x7f7f);
+    for (uint32_t i = 0; i < BYTES; i++)
+        saved.bytes[i] = (uint8_t)stq_hash(i);
+    large_folder("/dev/shm", &saved, true);
+    large_folder(".", &saved, false);
+    large_close(&saved);
+    atomic_store(&is_cached, true);
+}
+
 /* Interrupted and partial reads and writes change nothing. */
 static void test_short_calls(void **state) {
     (void)state;
@@ -353,6 +492,7 @@ int main(void) {
         cmocka_unit_test(test_every_call_fails), cmocka_unit_test(test_disk_stays_full),
         cmocka_unit_test(test_slow_disk),        cmocka_unit_test(test_large_file),
         cmocka_unit_test(test_short_calls),      cmocka_unit_test(test_every_read_fails),
+        cmocka_unit_test(test_large_reads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
