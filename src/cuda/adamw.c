@@ -9,7 +9,6 @@
 
 #include "common/error.h"
 #include "cuda/backend.h"
-#include "quant/shared.h"
 #include "score/power.h"
 
 /* One item as the device shall see it. */
@@ -18,6 +17,9 @@ static stq_device_item device_item(const stq_adamw *o, size_t index) {
     memset(&item, 0, sizeof item);
     item.item = o->store.items[index];
     item.item.group = o->tensors[index].group;
+    const stq_share_place *place = &((const stq_cuda *)o->backend_context)->places[index];
+    item.means_at = place->means_at;
+    item.probes_at = (uint32_t)place->probes_at;
     item.kind = stq_item_kind(&item.item, o->error_compensation != 0.0);
     return item;
 }
@@ -42,9 +44,6 @@ stq_status stq_cuda_upload_items(stq_adamw *o) {
     stq_cuda *cuda = o->backend_context;
     bool changed = false;
     for (size_t i = 0; i < o->tensor_count; i++) {
-        if (stq_is_shared(o->store.items[i].v_out.bits))
-            return stq_error(STQ_UNSUPPORTED, "Tensor '%s' shares its second moment, which the GPU cannot do yet.",
-                             o->tensors[i].name);
         stq_device_item item = device_item(o, i);
         changed = changed || memcmp(&item, &cuda->present[i], sizeof item) != 0;
     }
@@ -118,6 +117,7 @@ static stq_status enqueue_prepare(stq_adamw *o, const stq_step *step) {
 
 static stq_status enqueue_update(stq_adamw *o) {
     stq_cuda *cuda = o->backend_context;
+    STQ_CHECK(stq_cuda_follow_shared(o));
     STQ_CUDA_CHECK(stq_cuda_step(cuda->items, cuda->tiles, cuda->list.tile_count, cuda->coefficients, cuda->control,
                                  cuda->stream));
     return STQ_OK;
@@ -152,7 +152,9 @@ static stq_status decide(stq_adamw *o, const stq_step *step) {
         }
         with_factors.factors = factors;
     }
-    stq_status status = stq_step_decide(o, &with_factors, 1.0, o->steps + 1);
+    stq_status status = stq_cuda_fetch_probes(o);
+    if (status == STQ_OK)
+        status = stq_step_decide(o, &with_factors, 1.0, o->steps + 1);
     free(factors);
     return status;
 }
@@ -163,6 +165,8 @@ static stq_status change_and_update(stq_adamw *o, const stq_step *step, bool due
         STQ_CHECK(decide(o, step));
     STQ_CHECK(stq_store_begin(&o->store, (const uint8_t(*)[2])o->targets));
     stq_status status = stq_cuda_upload_items(o);
+    if (status == STQ_OK)
+        status = stq_cuda_begin_sharing(o);
     if (status == STQ_OK)
         status = enqueue_update(o);
     if (status != STQ_OK) {

@@ -35,8 +35,10 @@ static void release(void *context, void *pointer, size_t bytes) {
 /* ---- Lists ---- */
 
 /* Everything the backend allocates on the device for a list of items, in bytes; a NULL `cuda` only counts. */
-static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, size_t groups, uint64_t *bytes) {
+static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, size_t groups, int64_t shared_means,
+                                  uint64_t *bytes) {
     const size_t items = (size_t)list->item_count, segments = (size_t)list->segment_count;
+    const size_t means = (size_t)shared_means;
     stq_cuda none;
     stq_cuda *to = cuda ? cuda : &none;
     const struct {
@@ -52,8 +54,13 @@ static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, size
         {(void **)&to->groups, groups * sizeof *to->groups},
         {(void **)&to->missed, items * sizeof *to->missed},
         {(void **)&to->control, sizeof *to->control},
+        {(void **)&to->share_sums, means * sizeof *to->share_sums},
+        {(void **)&to->share_factors, means * sizeof *to->share_factors},
+        {(void **)&to->saturated, means ? items * sizeof *to->saturated : 0},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (parts[i].bytes == 0)
+            continue;
         size_t rounded = (parts[i].bytes + GRANULARITY) / GRANULARITY * GRANULARITY;
         *bytes += rounded;
         cudaError_t error = cuda ? cudaMalloc(parts[i].pointer, rounded) : cudaSuccess;
@@ -64,9 +71,13 @@ static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, size
 }
 
 /* Slices are charged as whole tensors are: the policy must see the same bytes on every rank. */
-static uint64_t record_bytes(const stq_item *items, size_t count, size_t groups) {
+static uint64_t record_bytes(const stq_adamw *o) {
+    const size_t count = o->tensor_count;
+    const stq_item *items = o->store.items;
     stq_worklist list = {.item_count = (int64_t)count};
-    uint64_t bytes = sizeof(stq_cuda);
+    uint64_t bytes = sizeof(stq_cuda) + count * sizeof(stq_share_place);
+    int64_t means, probe_values;
+    stq_cuda_share_places(o, NULL, &means, &probe_values);
     for (size_t i = 0; i < count; i++) {
         stq_worklist one;
         stq_item whole = {.count = items[i].rows * items[i].cols};
@@ -74,8 +85,8 @@ static uint64_t record_bytes(const stq_item *items, size_t count, size_t groups)
         list.tile_count += one.tile_count;
         list.segment_count += one.segment_count;
     }
-    (void)allocate_lists(NULL, &list, groups, &bytes);
-    return bytes + 3 * (uint64_t)count * sizeof(stq_device_item);
+    (void)allocate_lists(NULL, &list, o->group_count, means, &bytes);
+    return bytes + 3 * (uint64_t)count * sizeof(stq_device_item) + (uint64_t)probe_values * sizeof(float);
 }
 
 static stq_status fill_lists(stq_cuda *cuda, const stq_adamw *o) {
@@ -91,9 +102,11 @@ static stq_status fill_lists(stq_cuda *cuda, const stq_adamw *o) {
     return STQ_OK;
 }
 
-static stq_status allocate_staging(stq_cuda *cuda, size_t items) {
+static stq_status allocate_staging(stq_cuda *cuda, const stq_adamw *o) {
+    const size_t items = o->tensor_count;
     cuda->present = calloc(items + 1, sizeof *cuda->present);
-    if (!cuda->present)
+    cuda->places = calloc(items + 1, sizeof *cuda->places);
+    if (!cuda->present || !cuda->places)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the lists of %zu tensors.", items);
     for (int i = 0; i < STQ_CUDA_SLOTS; i++) {
         STQ_CUDA_CHECK(cudaMallocHost((void **)&cuda->staged[i], (items + 1) * sizeof *cuda->staged[i]));
@@ -101,6 +114,9 @@ static stq_status allocate_staging(stq_cuda *cuda, size_t items) {
         STQ_CUDA_CHECK(cudaEventCreateWithFlags(&cuda->copied[i], cudaEventDisableTiming));
     }
     STQ_CUDA_CHECK(cudaMallocHost((void **)&cuda->counted, sizeof *cuda->counted));
+    stq_cuda_share_places(o, cuda->places, &cuda->means, &cuda->probe_values);
+    if (cuda->probe_values > 0)
+        STQ_CUDA_CHECK(cudaMallocHost((void **)&cuda->probes, (size_t)cuda->probe_values * sizeof *cuda->probes));
     return STQ_OK;
 }
 
@@ -112,9 +128,9 @@ static stq_status fill_context(stq_cuda *cuda, stq_adamw *o, int device) {
     cuda->device = device;
     STQ_CUDA_CHECK(cudaSetDevice(device));
     STQ_CHECK(stq_worklist_make(&cuda->list, o->store.items, o->tensor_count));
-    STQ_CUDA_CHECK(allocate_lists(cuda, &cuda->list, o->group_count, &bytes));
-    STQ_CHECK(fill_lists(cuda, o));
-    return allocate_staging(cuda, o->tensor_count);
+    STQ_CHECK(allocate_staging(cuda, o));
+    STQ_CUDA_CHECK(allocate_lists(cuda, &cuda->list, o->group_count, cuda->means, &bytes));
+    return fill_lists(cuda, o);
 }
 
 static void close_context(void *context) {
@@ -122,8 +138,9 @@ static void close_context(void *context) {
     if (cuda == NULL)
         return;
     (void)cudaStreamSynchronize(cuda->stream);
-    void *device[] = {cuda->items,        cuda->tiles,  cuda->segments, cuda->first_segment, cuda->sums,
-                      cuda->coefficients, cuda->groups, cuda->missed,   cuda->control};
+    void *device[] = {cuda->items,   cuda->tiles,        cuda->segments,      cuda->first_segment,
+                      cuda->sums,    cuda->coefficients, cuda->groups,        cuda->missed,
+                      cuda->control, cuda->share_sums,   cuda->share_factors, cuda->saturated};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         (void)cudaFree(device[i]);
     for (int i = 0; i < STQ_CUDA_SLOTS; i++) {
@@ -132,9 +149,11 @@ static void close_context(void *context) {
             (void)cudaEventDestroy(cuda->copied[i]);
     }
     (void)cudaFreeHost(cuda->counted);
+    (void)cudaFreeHost(cuda->probes);
     (void)cudaGetLastError();
     stq_worklist_free(&cuda->list);
     free(cuda->present);
+    free(cuda->places);
     free(cuda);
 }
 
@@ -187,6 +206,7 @@ const stq_backend stq_cuda_backend = {
     .settle = stq_cuda_settle,
     .set_group = set_group,
     .set_stream = set_stream,
+    .share_probes = stq_cuda_share_probes,
     .shards_open = stq_cuda_shards_open,
     .shards_close = stq_cuda_shards_close,
     .shards_norm = stq_cuda_shards_norm,

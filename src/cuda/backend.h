@@ -11,6 +11,12 @@
 /* Uploads of items in flight at most: the host writes one while the copy of the other may still be read. */
 #define STQ_CUDA_SLOTS 2
 
+/* Where an item's scratch for shared second moments lies: -1 where it never shares. */
+typedef struct stq_share_place {
+    int64_t means_at;
+    int64_t probes_at;
+} stq_share_place;
+
 typedef struct stq_cuda {
     int device;
     cudaStream_t stream; /* of the latest step */
@@ -25,6 +31,14 @@ typedef struct stq_cuda {
     stq_adamw_group *groups;
     int64_t *missed;
     stq_control *control;
+    int64_t *share_sums; /* scratch of shared second moments; NULL where none can be */
+    float *share_factors;
+    uint32_t *saturated;
+
+    stq_share_place *places; /* host memory, one an item */
+    int64_t means;           /* of all items that may share */
+    int64_t probe_values;
+    float *probes; /* pinned: the second moments at the probes, as read last */
 
     stq_device_item *present;                /* the items as uploaded last */
     stq_device_item *staged[STQ_CUDA_SLOTS]; /* pinned */
@@ -53,6 +67,22 @@ stq_status stq_cuda_upload_items(stq_adamw *o);
 
 /* Factors of all tensors that take part in this step, one entry a tensor; waits for the device. */
 stq_status stq_cuda_factors(stq_adamw *o, double unscale, stq_factors *factors);
+
+/* Second moments that are shared from this step on: their means, after which their codes are freed. The items are on
+ * the device; they are afterwards too. */
+stq_status stq_cuda_begin_sharing(stq_adamw *o);
+
+/* Takes the step's gradients into the means of shared second moments. */
+stq_status stq_cuda_follow_shared(stq_adamw *o);
+
+/* Reads second moments at the probes into cuda->probes; waits for the device. */
+stq_status stq_cuda_fetch_probes(stq_adamw *o);
+
+/* The places of all items, and how much room they take; `places` may be NULL. Slices count as whole tensors. */
+void stq_cuda_share_places(const stq_adamw *o, stq_share_place *places, int64_t *means, int64_t *probe_values);
+
+/* The share_probes slot of the backend table: out of cuda->probes. */
+stq_status stq_cuda_share_probes(void *context, const stq_item *item, float *values);
 
 /* The step slot of the backend table, and the reading back of its counts. */
 stq_status stq_cuda_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *result);

@@ -87,6 +87,17 @@ cudaError_t stq_cuda_set_group(stq_adamw_group *groups, int64_t index, const stq
                                cudaStream_t stream);
 
 /*
+ * Second moments that are shared: `begin` fills the means of those items whose v_out is shared and whose v_in is not,
+ * `step` takes the gradients into the means of those whose v_in is shared. Both leave items without a gradient alone,
+ * and everything where control->skip is set.
+ */
+cudaError_t stq_cuda_share_begin(const stq_share_lists *lists, cudaStream_t stream);
+cudaError_t stq_cuda_share_step(const stq_share_lists *lists, cudaStream_t stream);
+
+/* v at the probes of every item that may share it: values[items[i].probes_at] and following. */
+cudaError_t stq_cuda_read_probes(const stq_device_item *items, int64_t item_count, float *values, cudaStream_t stream);
+
+/*
  * The fused pass. `tiles` names every tile of every item once; `coefficients` has one entry an item. Items without a
  * gradient stay as they are, and everything does where control->skip is set.
  */

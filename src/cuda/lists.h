@@ -32,7 +32,8 @@ enum {
 typedef struct stq_device_item {
     stq_item item;
     uint32_t kind;
-    uint32_t reserved[3];
+    uint32_t probes_at; /* where the values at its probes go, see stq_cuda_read_probes() */
+    int64_t means_at;   /* where the scratch for its means lies; -1: its second moment is never shared */
 } stq_device_item;
 
 /* One thread block's work: elements STQ_TILE * tile and following of an item. */
@@ -64,6 +65,24 @@ typedef struct stq_prepare {
     uint32_t norm_supplied;
     uint32_t reserved;
 } stq_prepare;
+
+/* Thread blocks that share out the means of an item. */
+#ifndef STQ_SHARE_PARTS
+#define STQ_SHARE_PARTS 16
+#endif
+
+/* What a step does for second moments that are shared (quant/shared.h) is done with. Everything is in device memory. */
+typedef struct stq_share_lists {
+    const stq_device_item *items;
+    int64_t item_count;
+    const stq_tile *segments;
+    int64_t segment_count;
+    int64_t *sums;                        /* scratch, one a mean: items[i].means_at and following */
+    float *factors;                       /* likewise */
+    uint32_t *saturated;                  /* scratch, one an item */
+    const stq_coefficients *coefficients; /* one an item */
+    const stq_control *control;
+} stq_share_lists;
 
 /* Rows that one thread block takes in the products behind the stable rank. */
 #define STQ_SCORE_ROWS 64

@@ -97,8 +97,9 @@ static stq_status fill(stq_adamw *o, const stq_adamw_config *config, const stq_t
     o->cpu.segment_sums = record(segments + 1, sizeof(double), &o->store.record_bytes);
     if (o->cpu.segment_sums == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the sums of %zu tensors.", o->tensor_count);
+    o->policy.config = config->policy;
     if (o->backend->record_bytes)
-        o->store.record_bytes += o->backend->record_bytes(o->store.items, o->tensor_count, o->group_count);
+        o->store.record_bytes += o->backend->record_bytes(o);
     o->policy = (stq_policy){.config = config->policy,
                              .fixed_bytes = stq_store_fixed_bytes(&o->store, o->exempt, o->tensors),
                              .granularity = o->store.pool.allocator.granularity,

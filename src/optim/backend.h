@@ -33,13 +33,13 @@ typedef struct stq_backend {
     stq_status (*read)(void *context, void *host, const void *source, uint64_t bytes);
     stq_status (*write)(void *context, void *target, const void *host, uint64_t bytes);
 
-    /* Slots of devices whose work runs behind the host's back, NULL on the CPU. With `step` the first three slots are
-     * not used. */
+    /* Slots of devices whose work runs behind the host's back, NULL on the CPU. With `step` the first five slots are
+     * not used, and share_probes only after the step's own reading. */
 
     /* Memory for states where the host supplies none; open() sets its context. */
     stq_allocator allocator;
-    /* Bytes of the backend's own lists. */
-    uint64_t (*record_bytes)(const stq_item *items, size_t count, size_t groups);
+    /* Bytes of the backend's own lists; tensors, groups and the policy's configuration are there. */
+    uint64_t (*record_bytes)(const struct stq_adamw *optimizer);
     /* Sets the optimizer's backend_context, which close() frees even after a failure; close(NULL) is allowed. */
     stq_status (*open)(struct stq_adamw *optimizer, int device_index);
     void (*close)(void *context);

@@ -1,6 +1,5 @@
 /* shared.c - the stages of a shared second moment on the CPU: exact sums, means, probes, the ratio that decides. */
 #include "quant/shared.h"
-#include "quant/convert.h"
 #include "quant/reference.h"
 
 /* Elements handled at a time. */
@@ -145,48 +144,15 @@ static int64_t probe_count(const stq_shared_grid *grid) { return grid->rows * gr
 
 void stq_shared_follow(const stq_item *item, const stq_coefficients *c) {
     stq_shared_grid grid = stq_shared_probe_grid(item->rows, item->cols);
-    float *probes = stq_shared_probes(&item->v_in);
-    for (int64_t i = 0; i < probe_count(&grid); i++) {
-        int64_t at = stq_shared_probe(i, &grid, item->rows, item->cols) - item->first_block * STQ_BLOCK;
-        if (at < 0 || at >= item->count)
-            continue;
-        float g = stq_load_float(item->gradient, item->gradient_type, at) * c->gradient_factor;
-        probes[i] = fmaf(c->beta2, probes[i], c->one_minus_beta2 * (g * g));
-    }
+    for (int64_t i = 0; i < probe_count(&grid); i++)
+        stq_shared_follow_probe(item, &grid, c, i);
     stq_shared_means(&item->v_in)[stq_shared_count(item->v_in.bits, item->rows, item->cols)] = c->gradient_factor;
-}
-
-/* One value out of planes of any width. */
-static float read_value(const stq_item *item, int64_t at) {
-    const stq_planes *v = &item->v_in;
-    if (v->bits == 0)
-        return 0.0f;
-    if (v->bits == STQ_BITS_FLOAT32)
-        return ((const float *)(const void *)v->base)[at];
-    stq_lattice lattice = stq_v_lattice(v->scales[at / STQ_BLOCK], v->bits);
-    return stq_v_decode(stq_code_get(v, at), &lattice);
 }
 
 void stq_shared_read_probes(float *values, const stq_item *item) {
     stq_shared_grid grid = stq_shared_probe_grid(item->rows, item->cols);
-    bool shared = stq_is_shared(item->v_in.bits);
-    for (int64_t i = 0; i < probe_count(&grid); i++) {
-        int64_t at = stq_shared_probe(i, &grid, item->rows, item->cols) - item->first_block * STQ_BLOCK;
-        bool here = at >= 0 && at < item->count;
-        values[i] = !here ? 0.0f : shared ? stq_shared_probes(&item->v_in)[i] : read_value(item, at);
-    }
-}
-
-/* Fixed point for the sum of `elements` second moments of at most `largest`: 40 bits behind the largest one's first,
- * fewer where the sum would not fit. */
-static double fixed_point(float largest, int64_t elements) {
-    int exponent, bits = 62;
-    (void)frexp((double)largest, &exponent);
-    while (elements > 1) {
-        elements = (elements + 1) / 2;
-        bits--;
-    }
-    return ldexp(1.0, (bits < 40 ? bits : 40) - exponent);
+    for (int64_t i = 0; i < probe_count(&grid); i++)
+        values[i] = stq_shared_read_probe(item, &grid, i);
 }
 
 /* Decodes the whole slice; adds to the sums where there is a `scale`. Returns the largest value. */
@@ -199,10 +165,8 @@ static float sum_moments(const stq_planes *shared, const stq_item *item, int64_t
         stq_reference_decode_v(values, &item->v_in, block, count);
         for (int i = 0; i < count; i++) {
             largest = values[i] > largest ? values[i] : largest;
-            if (scale > 0 && values[i] > 0) {
-                int64_t term = llrint((double)values[i] * scale);
-                sums[stq_shared_index(shared->bits, index + i, item->cols)] += term > 0 ? term : 1;
-            }
+            if (scale > 0)
+                sums[stq_shared_index(shared->bits, index + i, item->cols)] += stq_shared_moment_term(values[i], scale);
         }
     }
     return largest;
@@ -220,11 +184,11 @@ void stq_shared_begin(const stq_planes *shared, const stq_item *item, int64_t *s
     float largest = sum_moments(shared, item, sums, 0);
     if (largest == 0)
         return;
-    double scale = fixed_point(largest, elements);
+    double scale = stq_shared_fixed_point(largest, elements);
     memset(sums, 0, (size_t)means_count * sizeof *sums);
     sum_moments(shared, item, sums, scale);
     for (int64_t k = 0; k < means_count; k++)
-        means[k] = (float)((double)sums[k] / ((double)elements * scale));
+        means[k] = stq_shared_first_mean(sums[k], elements, scale);
 }
 
 /* Variance over mean^2 of values at a stride, without the coding's share of the variance. */

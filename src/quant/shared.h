@@ -10,6 +10,7 @@
 #define STQ_SHARED_H
 
 #include "quant/codec.h"
+#include "quant/convert.h"
 
 /* A term saturates here; a saturated term is counted, and the tensor's sums are made again in coarser units. */
 #define STQ_SHARED_LARGEST 1073741824.0f
@@ -112,7 +113,11 @@ STQ_INLINE int32_t stq_shared_term(float g, float factor) {
     float scaled = g * factor;
     float square = scaled * scaled;
     square = square < STQ_SHARED_LARGEST ? square : STQ_SHARED_LARGEST;
+#ifdef __CUDA_ARCH__
+    int32_t term = __float2int_rn(square);
+#else
     int32_t term = (int32_t)lrintf(square);
+#endif
     return term + (term == 0 && g != 0.0f);
 }
 
@@ -147,6 +152,60 @@ STQ_INLINE int64_t stq_shared_position(int64_t i, int64_t count, int64_t size) {
 STQ_INLINE int64_t stq_shared_probe(int64_t i, const stq_shared_grid *grid, int64_t rows, int64_t cols) {
     return stq_shared_position(i / grid->cols, grid->rows, rows) * cols +
            stq_shared_position(i % grid->cols, grid->cols, cols);
+}
+
+/* Fixed point for the sum of `elements` second moments of at most `largest`: 40 bits behind the largest one's first,
+ * fewer where the sum would not fit. */
+STQ_INLINE double stq_shared_fixed_point(float largest, int64_t elements) {
+    int exponent, bits = 62;
+    (void)frexp((double)largest, &exponent);
+    while (elements > 1) {
+        elements = (elements + 1) / 2;
+        bits--;
+    }
+    return ldexp(1.0, (bits < 40 ? bits : 40) - exponent);
+}
+
+/* A second moment in such a sum: at least 1 where it is not 0. */
+STQ_INLINE int64_t stq_shared_moment_term(float v, double scale) {
+    if (!(v > 0))
+        return 0;
+    int64_t term = (int64_t)llrint((double)v * scale);
+    return term > 0 ? term : 1;
+}
+
+/* The mean of `elements` second moments out of their sum. */
+STQ_INLINE float stq_shared_first_mean(int64_t sum, int64_t elements, double scale) {
+    return (float)((double)sum / ((double)elements * scale));
+}
+
+/* One value out of planes of codes, of float32, or of nothing. */
+STQ_INLINE float stq_shared_read_value(const stq_planes *v, int64_t at) {
+    if (v->bits == 0)
+        return 0.0f;
+    if (v->bits == STQ_BITS_FLOAT32)
+        return ((const float *)(const void *)v->base)[at];
+    stq_lattice lattice = stq_v_lattice(v->scales[at / STQ_BLOCK], v->bits);
+    return stq_v_decode(stq_code_get(v, at), &lattice);
+}
+
+/* v at probe i of a slice, 0 where the probe is not in it: of shared, coded and float32 planes. */
+STQ_INLINE float stq_shared_read_probe(const stq_item *item, const stq_shared_grid *grid, int64_t i) {
+    int64_t at = stq_shared_probe(i, grid, item->rows, item->cols) - item->first_block * STQ_BLOCK;
+    if (at < 0 || at >= item->count)
+        return 0.0f;
+    return stq_is_shared(item->v_in.bits) ? stq_shared_probes(&item->v_in)[i] : stq_shared_read_value(&item->v_in, at);
+}
+
+/* Probe i takes this step's gradient in, if it lies in the slice. */
+STQ_INLINE void stq_shared_follow_probe(const stq_item *item, const stq_shared_grid *grid, const stq_coefficients *c,
+                                        int64_t i) {
+    float *probe = stq_shared_probes(&item->v_in) + i;
+    int64_t at = stq_shared_probe(i, grid, item->rows, item->cols) - item->first_block * STQ_BLOCK;
+    if (at < 0 || at >= item->count)
+        return;
+    float g = stq_load_float(item->gradient, item->gradient_type, at) * c->gradient_factor;
+    *probe = fmaf(c->beta2, *probe, c->one_minus_beta2 * (g * g));
 }
 
 /* ---- The CPU's stages, over parts of an item; src/quant/shared.c ---- */

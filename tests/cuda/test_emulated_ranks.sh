@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sharded steps on GPUs, without GPUs: bench/gpu_sharded.c, the backend's kernels and the transport over NCCL run on a CPU
-# (tests/cuda/emulation), a process a rank.
+# Whole optimizers and sharded steps on GPUs, without GPUs: tests/cuda/test_optimizer.c, bench/gpu_sharded.c, the backend's
+# kernels and the transport over NCCL run on a CPU (tests/cuda/emulation), a process a rank.
 set -u
 source=$(cd "$(dirname "$0")/../.." && pwd)
 build=${STQUANT_BUILD:-$source/build}/emulated
@@ -18,6 +18,9 @@ log=$("$source/tests/cuda/emulation/build" "$build" 2>&1)
 report $? "the GPU backend builds over an emulated runtime"
 [ "$failures" = 0 ] || { echo "$log" | tail -20; exit 1; }
 export STQUANT_NCCL=$build/libnccl.so.2 OMP_NUM_THREADS=1
+output=$(EMULATED_QUEUE=1 "$build/test_optimizer" 2>&1)
+report $? "whole optimizers: the bytes of the CPU, with work that begins as late as the host lets it"
+sed 's/^/# /' <<<"$output"
 for ranks in 2 3; do
     output=$("$build/gpu_sharded" --ranks $ranks --check --small --time-limit 240 2>&1)
     report $? "parameters, states, widths and factors on $ranks ranks are those of one rank and of a plain optimizer"

@@ -1,7 +1,8 @@
 /*
  * cuda_runtime_api.h - as much of the CUDA runtime as the library uses, on a CPU: device memory is host memory that is
- * remembered as the device's, streams do everything at once, and the threads of a block are fibres (runtime.cc). It
- * stands in for CUDA's own header where the sources are built by tests/cuda/emulation/build.
+ * remembered as the device's, streams do everything at once or, with EMULATED_QUEUE set, as late as the host lets them,
+ * and the threads of a block are fibres (runtime.cc). It stands in for CUDA's own header where the sources are built by
+ * tests/cuda/emulation/build.
  */
 #ifndef EMULATED_CUDA_RUNTIME_API_H
 #define EMULATED_CUDA_RUNTIME_API_H
@@ -22,6 +23,9 @@ typedef enum cudaError {
 } cudaError_t;
 typedef struct emulated_stream *cudaStream_t;
 typedef struct emulated_event *cudaEvent_t;
+typedef struct emulated_graph *cudaGraph_t;
+typedef struct emulated_graph *cudaGraphExec_t;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0 };
 enum { cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2 };
@@ -44,6 +48,15 @@ cudaError_t cudaMemset(void *to, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *pointer);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaMemGetInfo(size_t *room, size_t *all);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *replay, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t replay, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t replay);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamQuery(cudaStream_t stream);
 cudaError_t cudaEventCreate(cudaEvent_t *event);

@@ -6,6 +6,7 @@
 #include "cuda_runtime_api.h"
 
 #include <functional>
+#include <tuple>
 
 #define __shared__ static
 extern dim3 blockDim, gridDim;

@@ -1,6 +1,7 @@
 /* runtime.cc - the emulated CUDA runtime: memory, clocks, and blocks of fibres. */
 #include "kernels.h"
 
+#include <deque>
 #include <map>
 #include <setjmp.h>
 #include <time.h>
@@ -122,7 +123,7 @@ const uint64_t *emulated_exchange(uint64_t value, int place) {
 
 void emulated_barrier() { stop(AT_BLOCK); }
 
-void emulated_launch(unsigned blocks, unsigned threads, const std::function<void()> &body) {
+static void launch(unsigned blocks, unsigned threads, const std::function<void()> &body) {
     job = &body;
     blockDim.x = threads;
     gridDim.x = blocks;
@@ -132,13 +133,64 @@ void emulated_launch(unsigned blocks, unsigned threads, const std::function<void
     }
 }
 
-/* ---- The runtime ---- */
-
-static std::map<uintptr_t, size_t> device_memory;
+/* ---- Streams: all of them are one queue, which is empty as long as work is done at once ---- */
 
 struct emulated_event {
     double time;
+    uint64_t place; /* in the queue, counted from its beginning */
 };
+struct emulated_graph {
+    std::vector<std::function<void()>> work;
+};
+
+static std::deque<std::function<void()>> queue;
+static uint64_t queued, done;
+static emulated_graph *captured;
+
+/* With EMULATED_QUEUE work waits until the host waits for it, as late as a GPU could do it. */
+static bool defers() {
+    static const bool set = getenv("EMULATED_QUEUE") != NULL;
+    return set;
+}
+
+static void run_until(uint64_t place) {
+    while (done < place && !queue.empty()) {
+        std::function<void()> work = queue.front();
+        queue.pop_front();
+        work();
+        done++;
+    }
+}
+
+static void run_all() { run_until(queued); }
+
+static void enqueue(const std::function<void()> &work) {
+    if (captured) {
+        captured->work.push_back(work);
+    } else if (defers()) {
+        queue.push_back(work);
+        queued++;
+    } else {
+        work();
+    }
+}
+
+/* What waits for the device would make a capture fail. */
+static cudaError_t wait_until(uint64_t place) {
+    if (captured)
+        return cudaErrorInvalidValue;
+    run_until(place);
+    return cudaSuccess;
+}
+
+void emulated_launch(unsigned blocks, unsigned threads, const std::function<void()> &body) {
+    enqueue([=] { launch(blocks, threads, body); });
+}
+
+/* ---- The runtime ---- */
+
+static std::map<uintptr_t, size_t> device_memory;
+static std::map<uintptr_t, size_t> pinned;
 
 extern "C" {
 
@@ -150,19 +202,31 @@ cudaError_t cudaMalloc(void **pointer, size_t bytes) {
     device_memory[(uintptr_t)*pointer] = (bytes + 512) / 512 * 512;
     return cudaSuccess;
 }
-cudaError_t cudaFree(void *pointer) {
+static cudaError_t free_device(void *pointer) {
     if (pointer && device_memory.erase((uintptr_t)pointer) != 1)
         return cudaErrorInvalidValue;
     free(pointer);
     return cudaSuccess;
 }
+cudaError_t cudaFree(void *pointer) {
+    run_all();
+    return free_device(pointer);
+}
 cudaError_t cudaMallocAsync(void **pointer, size_t bytes, cudaStream_t) { return cudaMalloc(pointer, bytes); }
-cudaError_t cudaFreeAsync(void *pointer, cudaStream_t) { return cudaFree(pointer); }
+cudaError_t cudaFreeAsync(void *pointer, cudaStream_t) {
+    enqueue([=] { free_device(pointer); });
+    return cudaSuccess;
+}
 cudaError_t cudaMallocHost(void **pointer, size_t bytes) {
     *pointer = malloc(bytes);
+    if (*pointer)
+        memset(*pointer, 0xa5, bytes);
+    pinned[(uintptr_t)*pointer] = bytes;
     return *pointer ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFreeHost(void *pointer) {
+    run_all();
+    pinned.erase((uintptr_t)pointer);
     free(pointer);
     return cudaSuccess;
 }
@@ -182,29 +246,82 @@ static bool is_device(const void *pointer) {
     cudaPointerGetAttributes(&attributes, pointer);
     return attributes.type == cudaMemoryTypeDevice;
 }
+static bool is_pinned(const void *pointer) {
+    auto after = pinned.upper_bound((uintptr_t)pointer);
+    return after != pinned.begin() && (uintptr_t)pointer < (--after)->first + after->second;
+}
+static bool right_direction(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+    return bytes == 0 ||
+           (is_device(to) == (kind != cudaMemcpyDeviceToHost) && is_device(from) == (kind != cudaMemcpyHostToDevice));
+}
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
-    if (bytes > 0 &&
-        (is_device(to) != (kind != cudaMemcpyDeviceToHost) || is_device(from) != (kind != cudaMemcpyHostToDevice)))
+    run_all();
+    if (!right_direction(to, from, bytes, kind))
         return cudaErrorInvalidValue;
     memmove(to, from, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t) {
-    return cudaMemcpy(to, from, bytes, kind);
+    if (!right_direction(to, from, bytes, kind))
+        return cudaErrorInvalidValue;
+    if (kind == cudaMemcpyHostToDevice && !is_pinned(from)) { /* pageable memory is read at once */
+        std::vector<char> copy((const char *)from, (const char *)from + bytes);
+        enqueue([=] { memcpy(to, copy.data(), copy.size()); });
+    } else {
+        enqueue([=] { memmove(to, from, bytes); });
+    }
+    return cudaSuccess;
 }
 cudaError_t cudaMemset(void *to, int value, size_t bytes) {
     if (bytes > 0 && !is_device(to))
         return cudaErrorInvalidValue;
-    memset(to, value, bytes);
+    enqueue([=] { memset(to, value, bytes); });
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) { return cudaMemset(to, value, bytes); }
+cudaError_t cudaMemGetInfo(size_t *room, size_t *all) {
+    *room = *all = (size_t)1 << 31;
+    return cudaSuccess;
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     *stream = (cudaStream_t)malloc(1);
     return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    free(stream);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return wait_until(queued); }
 cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, enum cudaStreamCaptureMode) {
+    run_all();
+    captured = new emulated_graph();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
+    *graph = captured;
+    captured = NULL;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *replay, cudaGraph_t graph, unsigned long long) {
+    *replay = new emulated_graph(*graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t replay, cudaStream_t) {
+    for (const std::function<void()> &work : replay->work)
+        enqueue(work);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t replay) {
+    run_all();
+    delete replay;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
 cudaError_t cudaEventCreate(cudaEvent_t *event) {
     *event = new emulated_event();
     return cudaSuccess;
@@ -215,17 +332,23 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    event->time = (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+    enqueue([=] {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        event->time = (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+    });
+    event->place = queued;
     return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    return event->place > done ? wait_until(event->place) : cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) { return event->place > done ? cudaErrorNotReady : cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
     *milliseconds = (float)(end->time - begin->time);
     return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize(void) { return wait_until(queued); }
 static int current;
 cudaError_t cudaGetDevice(int *device) {
     *device = current;
