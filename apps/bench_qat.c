@@ -41,8 +41,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->json = 1;
         return 0;
     case ARGP_KEY_ARG:
-        argp_failure(state, APP_USAGE, 0, "'%s' is not expected; `stquant bench qat --help` lists the options.",
-                     argument);
+        command_argument(state, argument, NULL, 0, NULL);
         return 0;
     default:
         return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), settings, key, argument, state)

@@ -66,8 +66,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->json = 1;
         return 0;
     case ARGP_KEY_ARG:
-        argp_failure(state, APP_USAGE, 0, "'%s' is not expected; `stquant bench step --help` lists the options.",
-                     argument);
+        command_argument(state, argument, NULL, 0, NULL);
         return 0;
     case ARGP_KEY_END:
         if (settings->tensors > settings->params) {

@@ -84,6 +84,18 @@ int command_number(const struct command_number *list, size_t count, void *option
     return 0;
 }
 
+void command_argument(const struct argp_state *state, const char *argument, const char **words, unsigned count,
+                      const char *hint) {
+    if (state->arg_num < count) {
+        words[state->arg_num] = argument;
+    } else if (hint) {
+        argp_failure(state, APP_USAGE, 0, "'%s' is not expected; %s.", argument, hint);
+    } else {
+        argp_failure(state, APP_USAGE, 0, "'%s' is not expected; `%s --help` lists the options.", argument,
+                     state->name);
+    }
+}
+
 const char *command_choice(const struct argp_state *state, const char *option, const char *text,
                            const char *const *words, int count) {
     for (int i = 0; i < count; i++) {

@@ -62,6 +62,11 @@ struct command_number {
 int command_number(const struct command_number *list, size_t count, void *options, int key, const char *argument,
                    const struct argp_state *state);
 
+// Takes what is no option: the first `count` arguments go into `words`, one more ends the process with status 2. `hint`
+// is the end of that sentence and tells where such a thing belongs; null refers to the help text.
+void command_argument(const struct argp_state *state, const char *argument, const char **words, unsigned count,
+                      const char *hint);
+
 // One of `count` words; ends the process with status 2 when it is none of them.
 const char *command_choice(const struct argp_state *state, const char *option, const char *text,
                            const char *const *words, int count);

@@ -14,7 +14,7 @@
 #include "train/save.h"
 
 struct settings {
-    const char *from, *to, *format;
+    const char *words[2], *from, *to, *format;
     double state_bits;      // 0 where not given
     int64_t m_bits, v_bits; // likewise
     int64_t ranks;
@@ -54,15 +54,14 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->ranks = command_integer(state, "ranks", argument, 1, 99999);
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 1) {
-            argp_failure(state, APP_USAGE, 0, "'%s' is not expected; give what to read and where to write.", argument);
-        }
-        *(state->arg_num == 0 ? &settings->from : &settings->to) = argument;
+        command_argument(state, argument, settings->words, 2, "give what to read and where to write");
         return 0;
     case ARGP_KEY_END:
         if (state->arg_num < 2) {
             argp_failure(state, APP_USAGE, 0, "Give two paths: what to read and where to write.");
         }
+        settings->from = settings->words[0];
+        settings->to = settings->words[1];
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -58,10 +58,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->json = 1;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) {
-            argp_failure(state, APP_USAGE, 0, "'%s' is not expected; data are given with --data.", argument);
-        }
-        settings->path = argument;
+        command_argument(state, argument, &settings->path, 1, "data are given with --data");
         return 0;
     case ARGP_KEY_END:
         if (!settings->path || !settings->data) {

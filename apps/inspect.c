@@ -38,10 +38,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->verify = 1;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) {
-            argp_failure(state, APP_USAGE, 0, "'%s' is not expected; one checkpoint is inspected at a time.", argument);
-        }
-        settings->path = argument;
+        command_argument(state, argument, &settings->path, 1, "one checkpoint is inspected at a time");
         return 0;
     case ARGP_KEY_NO_ARGS:
         argp_failure(state, APP_USAGE, 0, "Which checkpoint? Name a run's folder, a checkpoint's, or a file.");

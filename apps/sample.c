@@ -52,11 +52,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         settings->merges = argument;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) {
-            argp_failure(state, APP_USAGE, 0, "'%s' is not expected; text to go on from is given with --prompt.",
-                         argument);
-        }
-        settings->path = argument;
+        command_argument(state, argument, &settings->path, 1, "text to go on from is given with --prompt");
         return 0;
     case ARGP_KEY_NO_ARGS:
         argp_failure(state, APP_USAGE, 0, "Which checkpoint? Name a run's folder, a checkpoint's, or a file.");

@@ -173,7 +173,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
         }
         return 0;
     case ARGP_KEY_ARG:
-        argp_failure(state, APP_USAGE, 0, "'%s' is not expected; images are given with --data.", argument);
+        command_argument(state, argument, NULL, 0, "images are given with --data");
         return 0;
     default:
         return command_number(numbers, sizeof(numbers) / sizeof(numbers[0]), options, key, argument, state)

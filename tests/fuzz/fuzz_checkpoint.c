@@ -1,28 +1,16 @@
 /* libFuzzer's entry for files of checkpoints: what begins with a brace is an index, anything else a safetensors file.
  * scripts/check-fuzz builds and runs it. */
 #define _GNU_SOURCE
+#include "memory_file.h"
 #include "read_anything.h"
 
 #include <omp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "checkpoint/index.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-/* A file in memory, whose path is readable like any other's. */
-static void fill_file(const uint8_t *data, size_t size, char path[64]) {
-    static int file = -1;
-    if (file < 0)
-        file = memfd_create("input", MFD_CLOEXEC);
-    if (file < 0 || ftruncate(file, 0) != 0 || pwrite(file, data, size, 0) != (ssize_t)size)
-        abort();
-    snprintf(path, 64, "/proc/self/fd/%d", file);
-}
 
 static stq_status read_index(const uint8_t *data, size_t size) {
     stq_index index;
@@ -39,13 +27,13 @@ static stq_status read_index(const uint8_t *data, size_t size) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    char path[64];
+    char path[MEMORY_FILE_PATH];
     stq_status status;
     omp_set_num_threads(1);
     if (size > 0 && data[0] == '{') {
         status = read_index(data, size);
     } else {
-        fill_file(data, size, path);
+        memory_file(data, size, path);
         status = read_anything(path);
     }
     /* Every refusal has a sentence. */
