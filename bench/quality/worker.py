@@ -17,6 +17,7 @@ import training
 
 def make_run(session, run):
     begun = time.perf_counter()
+    os.environ.update(run.get("env", {}))
     if run.get("headline"):
         return {"row": headline.measure(session, run, run.get("steps", headline.STEPS))}
     row, curve = training.train(session, run)
@@ -33,6 +34,9 @@ def answer(session, line):
         session.drop_model()
         text = next((part for part in str(problem).splitlines() if part.strip()), "")
         return {"error": f"{type(problem).__name__}: {text[:300]}"}
+    finally:
+        for name in json.loads(line).get("env", {}):
+            os.environ.pop(name, None)
 
 
 def main():
