@@ -3,7 +3,10 @@
 Everything is indexed and computed with tensors; nothing is done sample by sample.
 """
 
+import functools
 import gzip
+import lzma
+import os
 import pathlib
 
 import torch
@@ -18,8 +21,8 @@ COVER_LEVELS = (0.44, 0.65)
 
 
 def read_idx(path):
-    """A uint8 tensor from a gzipped idx file."""
-    with gzip.open(path) as file:
+    """A uint8 tensor from an idx file of bytes, packed as `path`.gz or `path`.xz."""
+    with lzma.open(f"{path}.xz") if os.path.exists(f"{path}.xz") else gzip.open(f"{path}.gz") as file:
         raw = bytearray(file.read())
     if raw[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not an idx file of bytes.")
@@ -39,15 +42,15 @@ class Garments:
     """Images (count, 784) in [0, 1] and their classes (count,), both on the device.
 
     Arguments:
-        folder: holds the four idx.gz files of Fashion-MNIST.
+        folder: holds the four idx files of Fashion-MNIST, as .gz or .xz.
         part: "train" (60,000 images) or "t10k" (10,000, held out).
     """
 
     def __init__(self, folder, part, device):
         folder = pathlib.Path(folder)
-        images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
+        images = read_idx(folder / f"{part}-images-idx3-ubyte")
         self.images = (images.flatten(1).to(device).float() / 255).contiguous()
-        self.classes = read_idx(folder / f"{part}-labels-idx1-ubyte.gz").to(device).long()
+        self.classes = read_idx(folder / f"{part}-labels-idx1-ubyte").to(device).long()
         self.views = _views().to(device)
         # On the device once: a copy in each step would wait for it.
         self.brightness_levels = torch.tensor(BRIGHTNESS_LEVELS, device=device)
@@ -58,14 +61,21 @@ class Garments:
         return torch.randint(len(self.images), (count,), device=self.images.device, generator=generator)
 
 
+@functools.cache
+def garments(folder, device):
+    """The training and the held-out images, read once."""
+    return Garments(folder, "train", device), Garments(folder, "t10k", device)
+
+
 def _integers(limit, shape, generator):
     return torch.randint(limit, shape, device=generator.device, generator=generator)
 
 
-def scenes(garments, index, generator):
+def scenes(source, index, generator):
     """Two garments side by side.
 
     Arguments:
+        source: Garments.
         index: (batch, 2) indices of images, left and right.
 
     Returns:
@@ -75,30 +85,30 @@ def scenes(garments, index, generator):
     orientation = _integers(ORIENTATIONS, index.shape, generator)
     crop = _integers(CROPS, index.shape, generator)
     gain = 0.35 + 0.65 * torch.rand(index.shape, device=index.device, generator=generator)
-    shown = garments.images[index].gather(2, garments.views[orientation * CROPS + crop])
+    shown = source.images[index].gather(2, source.views[orientation * CROPS + crop])
     visible = shown > VISIBLE
     shown = shown * gain[..., None]
     count = visible.sum(2).clamp(min=1)
-    brightness = torch.bucketize((shown * visible).sum(2) / count, garments.brightness_levels)
-    cover = torch.bucketize(count / SIDE**2, garments.cover_levels)
-    facts = torch.stack([garments.classes[index], brightness, cover, orientation, crop], dim=2)
+    brightness = torch.bucketize((shown * visible).sum(2) / count, source.brightness_levels)
+    cover = torch.bucketize(count / SIDE**2, source.cover_levels)
+    facts = torch.stack([source.classes[index], brightness, cover, orientation, crop], dim=2)
     return shown.view(-1, 2, SIDE, SIDE).transpose(1, 2).reshape(-1, HEIGHT, WIDTH), facts
 
 
-def collages(garments, count, generator):
+def collages(source, count, generator):
     """Garments of half the size, randomly turned, in some of the 2 x 4 fields of a picture.
 
     Returns:
         pictures (count, 28, 56) and which of the ten classes are there, (count, 10) of 0 and 1.
     """
     half = SIDE // 2
-    index = garments.draw(count * 8, generator)
+    index = source.draw(count * 8, generator)
     orientation = _integers(ORIENTATIONS, index.shape, generator)
     there = _integers(2, index.shape, generator)
     gain = (0.35 + 0.65 * torch.rand(index.shape, device=index.device, generator=generator)) * there
-    shown = garments.images[index].gather(1, garments.views[orientation * CROPS])
+    shown = source.images[index].gather(1, source.views[orientation * CROPS])
     shown = shown.view(-1, half, 2, half, 2).mean((2, 4)) * gain[:, None, None]
     pictures = shown.view(count, 2, 4, half, half).transpose(2, 3).reshape(count, HEIGHT, WIDTH)
     labels = torch.zeros(count, 10, device=index.device)
-    labels.scatter_reduce_(1, garments.classes[index].view(count, 8), there.view(count, 8).float(), "amax")
+    labels.scatter_reduce_(1, source.classes[index].view(count, 8), there.view(count, 8).float(), "amax")
     return pictures, labels

@@ -146,7 +146,7 @@ class Driver:
 
 def read_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with Fashion-MNIST's four idx.gz files (default: scripts/fetch-images finds it)")
+    parser.add_argument("--data", help="folder with Fashion-MNIST's idx files (default: scripts/fetch-images finds it)")
     parser.add_argument("--preset", choices=("tiny", "small", "large"), default="small", help="sizes and lengths (small)")
     parser.add_argument("--grid", action="store_true", help="all tasks, states and seeds, with sweeps of the learning rate")
     parser.add_argument("--tasks", help="retrieval, collages, sentences: instead of those above, with commas")
@@ -202,7 +202,7 @@ def main():
     plan = plan_of(parser, options)
     if options.data is None:
         options.data = subprocess.run([ROOT / "scripts/fetch-images"], check=True, capture_output=True, text=True).stdout.strip()
-    if not os.path.exists(os.path.join(options.data, "train-images-idx3-ubyte.gz")):
+    if not any(os.path.exists(os.path.join(options.data, f"train-images-idx3-ubyte.{kind}")) for kind in ("gz", "xz")):
         parser.error(f"{options.data} does not hold train-images-idx3-ubyte.gz; scripts/fetch-images prints a folder that does")
     os.makedirs(options.work, exist_ok=True)
     table = grid.Table(options.out, options.preset)

@@ -40,7 +40,7 @@ class Retrieval:
     betas, restart = (0.9, 0.98), True
 
     def __init__(self, folder, device, gallery=1000, galleries=8):
-        self.train, self.test = (images.Garments(folder, part, device) for part in ("train", "t10k"))
+        self.train, self.test = images.garments(folder, device)
         self.captions = captions.Captions(device)
         generator = torch.Generator(device).manual_seed(20260404)
         self.galleries = [self._gallery(gallery, generator) for _ in range(galleries)]
@@ -81,7 +81,7 @@ class Collages:
     betas, restart = (0.9, 0.999), False
 
     def __init__(self, folder, device, held_out=10000):
-        self.train, self.test = (images.Garments(folder, part, device) for part in ("train", "t10k"))
+        self.train, self.test = images.garments(folder, device)
         self.held_out = images.collages(self.test, held_out, torch.Generator(device).manual_seed(20260405))
 
     def model(self, size):

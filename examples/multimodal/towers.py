@@ -140,7 +140,8 @@ def _curves(column, place, titled):
 
 def _script(path, blocks, chosen, restart):
     lines = [f"set terminal svg size {300 * len(chosen)},520 dynamic background '#ffffff' font 'DejaVu Sans,sans-serif,12'",
-             f"set xtics {restart / 2:g}", "set encoding utf8", f"set output '{path}'", *blocks, "set grid lc '#e4e4e4' lt 1", "set key top left",
+             f"set xtics {restart / 2:g}", "set encoding utf8", f"set output '{path}'", *blocks,
+             "set grid lc '#e4e4e4' lt 1", "set key top left",
              f"set arrow 1 from first {restart:g}, graph 0 to first {restart:g}, graph 1 nohead dt 2 lc '#808080'",
              f"set multiplot layout 2,{len(chosen)}", "set ylabel 'code bits a value'", "set yrange [2:8]"]
     for column, states in enumerate(chosen):
