@@ -17,22 +17,9 @@ enum { EARLY_DECISIONS = 3 };
 
 static const double pi = 3.14159265358979323846;
 
-/* Sums over the tensors that take part, weighted by elements. */
-typedef struct weighted {
-    double elements;
-    double log_n;
-    double log_r;
-    double volatile_elements;
-    double volatility;
-} weighted;
-
 static bool takes_part(const stq_policy_tensor *tensor) { return tensor->given[0] == 0 || tensor->given[1] == 0; }
 
-bool stq_policy_has_gradient(const stq_factors *factors) {
-    return factors->n > 0 && isfinite(factors->n) && factors->r > 0 && isfinite(factors->r);
-}
-
-static void add_tensor(weighted *sum, stq_policy_tensor *tensor) {
+static void add_tensor(stq_measure *sum, stq_policy_tensor *tensor) {
     stq_factors *factors = &tensor->factors;
     factors->volatility = 0;
     if (!stq_policy_has_gradient(factors))
@@ -74,29 +61,40 @@ static bool is_complex(const stq_policy *policy, double r, double threshold) {
 static stq_zone zone_of(const stq_policy *policy, const stq_policy_tensor *tensor, double r_threshold) {
     if (!stq_policy_has_gradient(&tensor->factors))
         return STQ_ZONE_REDUNDANT;
-    bool n_high = tensor->last_log_n >= policy->log_n_average;
-    bool r_high = is_complex(policy, tensor->factors.r, r_threshold);
-    if (n_high)
-        return r_high ? STQ_ZONE_CRITICAL : STQ_ZONE_MAGNITUDE;
-    return r_high ? STQ_ZONE_STRUCTURAL : STQ_ZONE_REDUNDANT;
+    /* [n high][r high]; each is as good as random: no branch. */
+    static const stq_zone zones[2][2] = {{STQ_ZONE_REDUNDANT, STQ_ZONE_STRUCTURAL},
+                                         {STQ_ZONE_MAGNITUDE, STQ_ZONE_CRITICAL}};
+    return zones[tensor->last_log_n >= policy->log_n_average][is_complex(policy, tensor->factors.r, r_threshold)];
 }
 
-void stq_policy_measure(stq_policy *policy, stq_policy_tensor *tensors, size_t count) {
-    weighted sum = {0};
+void stq_policy_add_factors(stq_measure *sum, stq_policy_tensor *tensors, size_t count) {
     for (size_t i = 0; i < count; i++)
         if (takes_part(&tensors[i]))
-            add_tensor(&sum, &tensors[i]);
-    if (sum.elements > 0) {
-        policy->log_n_average = average(policy->log_n_average, sum.log_n / sum.elements);
-        policy->log_r_average = average(policy->log_r_average, sum.log_r / sum.elements);
+            add_tensor(sum, &tensors[i]);
+}
+
+void stq_policy_average(stq_policy *policy, const stq_measure *sum) {
+    if (sum->elements > 0) {
+        policy->log_n_average = average(policy->log_n_average, sum->log_n / sum->elements);
+        policy->log_r_average = average(policy->log_r_average, sum->log_r / sum->elements);
         if (policy->decisions >= EARLY_DECISIONS - 1 && !(policy->log_n_average < policy->log_n_peak))
             policy->log_n_peak = policy->log_n_average;
     }
-    reheat(policy, sum.volatile_elements > 0 ? sum.volatility / sum.volatile_elements : 0);
+    reheat(policy, sum->volatile_elements > 0 ? sum->volatility / sum->volatile_elements : 0);
+}
+
+void stq_policy_set_zones(const stq_policy *policy, stq_policy_tensor *tensors, size_t count) {
     double r_threshold = exp(policy->log_r_average);
     for (size_t i = 0; i < count; i++)
         tensors[i].zone =
             (uint8_t)(takes_part(&tensors[i]) ? zone_of(policy, &tensors[i], r_threshold) : STQ_ZONE_EXEMPT);
+}
+
+void stq_policy_measure(stq_policy *policy, stq_policy_tensor *tensors, size_t count) {
+    stq_measure sum = {0};
+    stq_policy_add_factors(&sum, tensors, count);
+    stq_policy_average(policy, &sum);
+    stq_policy_set_zones(policy, tensors, count);
 }
 
 /* The cosine of the plan, before `annealing` and reheating. */

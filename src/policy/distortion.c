@@ -51,7 +51,7 @@ static void hull(stq_steps *steps, int state, uint32_t lowest, uint32_t highest)
 }
 
 /* The best slope from a shared v: it gets as many bits at once as make the most of each. */
-static void rank_return(const stq_policy *policy, const stq_policy_tensor *tensor, stq_choice *choice) {
+static void rank_return(const stq_policy *policy, const stq_policy_tensor *tensor, stq_sharing *choice) {
     double ratio = tensor->ratio[choice->shared == STQ_BITS_SHARED_COL];
     double shared = ratio > 0 ? stq_distortion_shared(ratio) : 1, best = 0;
     uint32_t landing = policy->config.highest_bits;
@@ -78,14 +78,18 @@ double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *
     return exp2(log_weight(policy, tensor));
 }
 
-void stq_distortion_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
-                         stq_steps *steps) {
+void stq_distortion_steps(const stq_ranking *ranking) {
+    const stq_policy_config *config = &ranking->policy->config;
     for (int state = 0; state < 2; state++)
-        hull(steps, state, policy->config.lowest_bits, policy->config.highest_bits);
-    for (size_t i = 0; i < count; i++) {
-        const stq_policy_tensor *tensor = &tensors[choices[i].tensor];
-        choices[i].priority = stq_priority(log_weight(policy, tensor));
-        if (choices[i].shared != 0)
-            rank_return(policy, tensor, &choices[i]);
+        hull(ranking->steps, state, config->lowest_bits, config->highest_bits);
+}
+
+void stq_distortion_rank(const stq_ranking *ranking, size_t first, size_t end) {
+    const stq_choices *c = ranking->choices;
+    for (size_t i = first; i < end; i++) {
+        const stq_policy_tensor *tensor = &ranking->tensors[c->tensor[i]];
+        c->rank[i] = stq_rank(stq_choice_state(c, i), stq_priority(log_weight(ranking->policy, tensor)));
+        if ((c->traits[i] & STQ_TRAIT_SHARING) && c->sharing[i].shared != 0)
+            rank_return(ranking->policy, tensor, &c->sharing[i]);
     }
 }

@@ -10,21 +10,22 @@
 #include <stquant/policy.h>
 #include <stquant/quant.h>
 
-/* One tensor as a policy sees it. States are indexed by stq_state. */
+/* One tensor as a policy sees it. States are indexed by stq_state. What every pass of a decision reads comes first, in
+ * one cache line: lists may be long. */
 typedef struct stq_policy_tensor {
-    int64_t rows; /* global shape */
-    int64_t cols;
-    int64_t count;   /* global elements */
-    double ratio[2]; /* mean^2 / variance of v inside a row and inside a column; 0 = not known, not shared that way */
-    stq_factors factors; /* of this decision */
-    double last_log_n;   /* log n at the last decision, for the volatility; NaN before the first */
+    int64_t count;       /* global elements */
     uint8_t given[2];    /* width fixed by the caller: 2 to 8, 32 = exempt (both), STQ_BITS_SHARED_... (v), 0 = the
                             policy chooses */
-    uint8_t not_shared;  /* v is never shared */
     uint8_t bits[2];     /* width now; 0 before the first decision */
     uint8_t target[2];   /* width decided */
     uint8_t asked[2];    /* decisions in a row that asked for a demotion of this state */
+    uint8_t not_shared;  /* v is never shared */
     uint8_t zone;        /* stq_zone */
+    double last_log_n;   /* log n at the last decision, for the volatility; NaN before the first */
+    stq_factors factors; /* of this decision */
+    double ratio[2]; /* mean^2 / variance of v inside a row and inside a column; 0 = not known, not shared that way */
+    int64_t rows;    /* global shape */
+    int64_t cols;
 } stq_policy_tensor;
 
 /* A policy and what it remembers between decisions (all of it belongs into a checkpoint). */

@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-/* In 128ths: priorities and gains from -16 to 16, and a bucket for each of their sums. */
-enum { PER_UNIT = 128, PRIORITIES = 32 * PER_UNIT, BUCKETS = 2 * PRIORITIES };
+/* A bucket for each sum of a priority and a gain. */
+enum { PRIORITIES = STQ_PRIORITIES, BUCKETS = 2 * PRIORITIES };
 
 #define NOTHING UINT32_MAX
 
@@ -16,172 +16,199 @@ typedef struct buckets {
     };
 } buckets;
 
-int16_t stq_priority(double value) {
-    double index = (value + 16) * PER_UNIT;
-    index = index > 0 ? index : 0;
-    return (int16_t)((int)(index < PRIORITIES - 1 ? index : PRIORITIES - 1) - PRIORITIES / 2);
+static inline size_t index_of(stq_choice_list list, size_t k) { return list.index ? list.index[k] : k; }
+
+static inline int bucket_of_coded_step(const stq_choices *c, size_t i, const stq_steps *steps, uint32_t bits) {
+    uint32_t rank = c->rank[i];
+    return PRIORITIES / 2 + (int)(rank % PRIORITIES) + steps->gain[rank / PRIORITIES][bits];
 }
 
-static int bucket_of_step(const stq_choice *choice, const stq_steps *steps, uint32_t bits) {
-    return PRIORITIES + choice->priority + (bits == 0 ? choice->return_gain : steps->gain[choice->state][bits]);
+static inline int bucket_of_step(const stq_choices *c, size_t i, const stq_steps *steps, uint32_t bits) {
+    if (bits == 0)
+        return PRIORITIES / 2 + c->rank[i] % PRIORITIES + c->sharing[i].return_gain;
+    return bucket_of_coded_step(c, i, steps, bits);
 }
 
 /* The width one step above `bits`. */
-static uint32_t above(const stq_choice *choice, uint32_t bits) { return bits == 0 ? choice->landing : bits + 1; }
+static inline uint8_t above(const stq_choices *c, size_t i, uint32_t bits) {
+    return (uint8_t)(bits == 0 ? c->sharing[i].landing : bits + 1);
+}
+
+/* Grains that the step from 3 to 4 bits costs less than a bit plane. */
+static inline int crossing_discount(const stq_choices *c, size_t i) {
+    return (c->traits[i] >> STQ_TRAIT_NIBBLE) - (c->traits[i] >> STQ_TRAIT_PAIR & 3);
+}
 
 /* What the step from `bits` costs. */
-static int64_t step_bytes(const stq_choice *choice, uint32_t bits) {
+static inline int64_t step_bytes(const stq_choices *c, size_t i, uint32_t bits) {
     if (bits == 0)
-        return stq_choice_bytes(choice, choice->landing) - choice->shared_bytes;
-    return bits == 3 ? choice->nibble - choice->pair - choice->bit : choice->bit;
+        return stq_coded_bytes(c, i, c->sharing[i].landing) - c->sharing[i].bytes;
+    return c->bit[i] - (bits == 3) * crossing_discount(c, i) * c->grain;
 }
 
-void stq_choice_sizes(stq_choice *choice, int64_t count, size_t granularity) {
-    int64_t grain = (int64_t)granularity;
-    int64_t unit = (int64_t)stq_plane_bytes(count, 3, 1);
-    choice->bit = (unit + grain - 1) / grain * grain;
-    choice->pair = (2 * unit + grain - 1) / grain * grain;
-    choice->nibble = (4 * unit + grain - 1) / grain * grain;
-}
-
-/* Choices that all have the same steps before them, by priority: two sums of bytes a choice instead of one for each
- * step, and one table of the widths that are paid for. In a wish, where every coded state may get every width, that is
- * almost all. */
+/* Choices that all have the same steps before them, by rank: two sums of bytes a choice instead of one for each step,
+ * and one table of the widths that are paid for. */
 typedef struct common_steps {
-    uint32_t lowest; /* 0 = none: for short lists it does not pay */
+    uint32_t lowest;
     uint32_t highest;
-    int64_t bit[2][PRIORITIES];      /* [state]: of one bit plane */
-    int64_t crossing[2][PRIORITIES]; /* of the step from 3 to 4 */
-    uint8_t paid[2][PRIORITIES];     /* width up to which the steps are above the edge */
+    struct {
+        int64_t bit;              /* bytes of one bit plane */
+        int64_t discount;         /* grains that the step from 3 to 4 costs less */
+    } sums[2 * PRIORITIES];       /* by rank */
+    uint8_t paid[2 * PRIORITIES]; /* width up to which the steps are above the edge */
 } common_steps;
 
-static bool is_common(const common_steps *common, const stq_choice *choice) {
-    return common->lowest != 0 && choice->bits == common->lowest && choice->highest == common->highest;
-}
-
-static void find_common_steps(common_steps *common, const stq_choice *choices, size_t count) {
-    common->lowest = count < BUCKETS ? 0 : choices[0].bits;
-    common->highest = choices[0].highest;
-    if (common->lowest + 2 >= common->highest)
-        common->lowest = 0;
-    if (common->lowest != 0) {
-        memset(common->bit, 0, sizeof common->bit);
-        memset(common->crossing, 0, sizeof common->crossing);
+static void add_common_steps(common_steps *common, const stq_choices *choices, const stq_steps *steps, buckets *b) {
+    const stq_choices copy = *choices, *c = &copy;
+    memset(common->sums, 0, sizeof common->sums);
+    for (size_t i = 0; i < c->count; i++) {
+        common->sums[c->rank[i]].bit += c->bit[i];
+        common->sums[c->rank[i]].discount += crossing_discount(c, i);
     }
-}
-
-static void add_common_steps(const common_steps *common, const stq_steps *steps, buckets *b) {
     for (int state = 0; state < 2; state++)
         for (uint32_t bits = common->lowest; bits < common->highest; bits++) {
-            const int64_t *bytes = bits == 3 ? common->crossing[state] : common->bit[state];
-            int64_t *to = b->bytes + PRIORITIES / 2 + steps->gain[state][bits];
-            for (int i = 0; i < PRIORITIES; i++)
-                to[i] += bytes[i];
+            int64_t *to = b->bytes + PRIORITIES / 2 + steps->gain[state][bits], factor = bits == 3 ? c->grain : 0;
+            for (int i = 0; i < PRIORITIES; i++) {
+                int rank = state * PRIORITIES + i;
+                to[i] += common->sums[rank].bit - factor * common->sums[rank].discount;
+            }
         }
 }
 
-/* Finds the buckets that can be paid as a whole, from the top; returns the one at which that ends. */
-static int pay_whole_buckets(const stq_choice *choices, size_t count, const stq_steps *steps, common_steps *common,
-                             buckets *b, int64_t *room) {
-    find_common_steps(common, choices, count);
-    memset(b->bytes, 0, sizeof b->bytes);
-    for (size_t i = 0; i < count; i++) {
-        const stq_choice *choice = &choices[i];
-        uint32_t bits = choice->bits;
-        if (bits >= choice->highest)
+static void add_steps(const stq_choices *choices, stq_choice_list list, const stq_steps *steps, buckets *b) {
+    const stq_choices copy = *choices, *c = &copy;
+    for (size_t k = 0; k < list.count; k++) {
+        size_t i = index_of(list, k);
+        uint32_t bits = c->bits[i];
+        if (bits >= c->highest[i])
             continue;
-        if (is_common(common, choice)) {
-            common->bit[choice->state][choice->priority + PRIORITIES / 2] += choice->bit;
-            common->crossing[choice->state][choice->priority + PRIORITIES / 2] += step_bytes(choice, 3);
-            continue;
-        }
         if (bits == 0) {
-            b->bytes[bucket_of_step(choice, steps, 0)] += step_bytes(choice, 0);
-            bits = choice->landing;
+            b->bytes[bucket_of_step(c, i, steps, 0)] += step_bytes(c, i, 0);
+            bits = c->sharing[i].landing;
         }
-        for (; bits < choice->highest; bits++)
-            b->bytes[bucket_of_step(choice, steps, bits)] += step_bytes(choice, bits);
+        for (; bits < c->highest[i]; bits++)
+            b->bytes[bucket_of_step(c, i, steps, bits)] += step_bytes(c, i, bits);
     }
-    if (common->lowest != 0)
-        add_common_steps(common, steps, b);
+}
+
+/* Gains fall with the width. */
+static void find_paid_widths(common_steps *common, const stq_steps *steps, int edge) {
+    memset(common->paid, (int)common->lowest, sizeof common->paid);
+    for (int state = 0; state < 2; state++)
+        for (uint32_t bits = common->lowest; bits < common->highest; bits++) {
+            int paid_from = edge + 1 - PRIORITIES / 2 - steps->gain[state][bits];
+            for (int i = paid_from > 0 ? paid_from : 0; i < PRIORITIES; i++)
+                common->paid[state * PRIORITIES + i]++;
+        }
+}
+
+/* Puts choice i, whose next step costs `cost`, at the head of a bucket's list. */
+static void push(uint32_t *links, size_t i, int64_t cost, buckets *b, int bucket) {
+    b->least[bucket] = b->first[bucket] == NOTHING || cost < b->least[bucket] ? cost : b->least[bucket];
+    links[i] = b->first[bucket];
+    b->first[bucket] = (uint32_t)i;
+}
+
+/* Raises the choices by their steps above bucket `edge`, which are paid for; lists those that have one in it. Passes
+ * over long lists work on a copy of the arrays' addresses: a store of a byte could change those of another structure,
+ * for all that the compiler knows. */
+static void raise_common(common_steps *common, const stq_choices *choices, uint32_t *links, const stq_steps *steps,
+                         int edge, buckets *b) {
+    const stq_choices copy = *choices, *c = &copy;
+    find_paid_widths(common, steps, edge);
+    for (size_t i = c->count; i-- > 0;) {
+        uint32_t bits = common->paid[c->rank[i]];
+        c->bits[i] = (uint8_t)bits;
+        /* The rarer condition first. */
+        if (bucket_of_coded_step(c, i, steps, bits) == edge && bits < common->highest)
+            push(links, i, step_bytes(c, i, bits), b, edge);
+    }
+}
+
+static void raise_choices(const stq_choices *choices, stq_choice_list list, uint32_t *links, const stq_steps *steps,
+                          int edge, buckets *b) {
+    const stq_choices copy = *choices, *c = &copy;
+    for (size_t k = list.count; k-- > 0;) {
+        size_t i = index_of(list, k);
+        uint32_t bits = c->bits[i];
+        while (bits < c->highest[i] && bucket_of_step(c, i, steps, bits) > edge)
+            bits = above(c, i, bits);
+        c->bits[i] = (uint8_t)bits;
+        if (bits < c->highest[i] && bucket_of_step(c, i, steps, bits) == edge)
+            push(links, i, step_bytes(c, i, bits), b, edge);
+    }
+}
+
+/* Takes the steps of one bucket, and further ones of the same choices down to bucket `lowest`, where they fit. */
+static void take_bucket(const stq_choices *c, uint32_t *links, const stq_steps *steps, buckets *b, int bucket,
+                        int lowest, int64_t *room) {
+    while (b->first[bucket] != NOTHING && *room >= b->least[bucket]) {
+        uint32_t i = b->first[bucket];
+        b->first[bucket] = links[i];
+        int64_t cost = step_bytes(c, i, c->bits[i]);
+        if (cost > *room)
+            continue;
+        *room -= cost;
+        c->bits[i] = above(c, i, c->bits[i]);
+        if (c->bits[i] >= c->highest[i])
+            continue;
+        int next = bucket_of_step(c, i, steps, c->bits[i]);
+        next = next < bucket ? next : bucket;
+        if (next >= lowest)
+            push(links, i, step_bytes(c, i, c->bits[i]), b, next);
+    }
+}
+
+/* Lists the steps that fit into what is left. Few do, so that few lists have to be made. */
+static void list_what_fits(const stq_choices *choices, stq_choice_list list, uint32_t *links, const stq_steps *steps,
+                           buckets *b, int64_t room) {
+    const stq_choices copy = *choices, *c = &copy;
+    /* No step between coded widths costs less than this above its bit plane. */
+    const int64_t bound = room + 3 * c->grain;
+    for (size_t k = list.count; k-- > 0;) {
+        size_t i = index_of(list, k);
+        if (c->bit[i] > bound && c->bits[i] != 0)
+            continue;
+        uint32_t bits = c->bits[i];
+        if (bits < c->highest[i] && step_bytes(c, i, bits) <= room)
+            push(links, i, step_bytes(c, i, bits), b, bucket_of_step(c, i, steps, bits));
+    }
+}
+
+/* Takes buckets from the top that can be paid as a whole; returns the one at which that ends. */
+static int pay_whole_buckets(const buckets *b, int64_t *room) {
     int edge = BUCKETS - 1;
     while (edge >= 0 && b->bytes[edge] <= *room)
         *room -= b->bytes[edge--];
     return edge;
 }
 
-/* Gains fall with the width. */
-static void find_paid_widths(common_steps *common, const stq_steps *steps, int edge) {
-    for (int state = 0; state < 2; state++) {
-        memset(common->paid[state], (int)common->lowest, PRIORITIES);
-        for (uint32_t bits = common->lowest; bits < common->highest; bits++)
-            for (int i = 0; i < PRIORITIES; i++)
-                common->paid[state][i] += PRIORITIES / 2 + i + steps->gain[state][bits] > edge;
-    }
-}
-
-/* Raises a choice by its steps above bucket `edge`, which are paid for. */
-static void raise_choice(stq_choice *choice, const stq_steps *steps, const common_steps *common, int edge) {
-    if (is_common(common, choice)) {
-        choice->bits = common->paid[choice->state][choice->priority + PRIORITIES / 2];
+void stq_spend(const stq_choices *choices, stq_choice_list list, uint32_t *links, const stq_steps *steps,
+               int64_t *room) {
+    if (list.count == 0)
         return;
-    }
-    while (choice->bits < choice->highest && bucket_of_step(choice, steps, choice->bits) > edge)
-        choice->bits = (uint8_t)above(choice, choice->bits);
-}
-
-/* Puts choice i, whose next step costs `cost`, at the head of a bucket's list. */
-static void push(uint32_t *links, uint32_t i, int64_t cost, buckets *b, int bucket) {
-    b->least[bucket] = b->first[bucket] == NOTHING || cost < b->least[bucket] ? cost : b->least[bucket];
-    links[i] = b->first[bucket];
-    b->first[bucket] = i;
-}
-
-/* Takes the steps of one bucket, and further ones of the same choices down to bucket `lowest`, where they fit. */
-static void take_bucket(stq_choice *choices, uint32_t *links, const stq_steps *steps, buckets *b, int bucket,
-                        int lowest, int64_t *room) {
-    while (b->first[bucket] != NOTHING && *room >= b->least[bucket]) {
-        uint32_t i = b->first[bucket];
-        stq_choice *choice = &choices[i];
-        b->first[bucket] = links[i];
-        int64_t cost = step_bytes(choice, choice->bits);
-        if (cost > *room)
-            continue;
-        *room -= cost;
-        choice->bits = (uint8_t)above(choice, choice->bits);
-        if (choice->bits >= choice->highest)
-            continue;
-        int next = bucket_of_step(choice, steps, choice->bits);
-        next = next < bucket ? next : bucket;
-        if (next >= lowest)
-            push(links, i, step_bytes(choice, choice->bits), b, next);
-    }
-}
-
-void stq_spend(stq_choice *choices, uint32_t *links, size_t count, const stq_steps *steps, int64_t *room) {
     buckets b;
     common_steps common;
-    int edge = pay_whole_buckets(choices, count, steps, &common, &b, room);
-    if (common.lowest != 0)
-        find_paid_widths(&common, steps, edge);
-    memset(b.first, 0xff, sizeof b.first);
-    for (size_t i = count; i-- > 0;) {
-        stq_choice *choice = &choices[i];
-        if (choice->bits >= choice->highest)
-            continue;
-        raise_choice(choice, steps, &common, edge);
-        if (choice->bits < choice->highest && bucket_of_step(choice, steps, choice->bits) == edge)
-            push(links, (uint32_t)i, step_bytes(choice, choice->bits), &b, edge);
+    /* For short lists the tables do not pay. */
+    bool alike = list.alike && list.index == NULL && list.count >= BUCKETS;
+    memset(b.bytes, 0, sizeof b.bytes);
+    if (alike) {
+        common.lowest = choices->bits[0];
+        common.highest = choices->highest[0];
+        add_common_steps(&common, choices, steps, &b);
+    } else {
+        add_steps(choices, list, steps, &b);
     }
+    int edge = pay_whole_buckets(&b, room);
+    memset(b.first, 0xff, sizeof b.first);
+    if (alike)
+        raise_common(&common, choices, links, steps, edge, &b);
+    else
+        raise_choices(choices, list, links, steps, edge, &b);
     if (edge < 0)
         return;
     take_bucket(choices, links, steps, &b, edge, edge, room);
-    /* Few steps fit into what is left now, so that few lists have to be made. */
-    for (size_t i = count; i-- > 0;) {
-        const stq_choice *choice = &choices[i];
-        if (choice->bits < choice->highest && step_bytes(choice, choice->bits) <= *room)
-            push(links, (uint32_t)i, step_bytes(choice, choice->bits), &b, bucket_of_step(choice, steps, choice->bits));
-    }
+    list_what_fits(choices, list, links, steps, &b, *room);
     for (int bucket = edge - 1; bucket >= 0; bucket--)
         take_bucket(choices, links, steps, &b, bucket, 0, room);
 }

@@ -7,17 +7,27 @@
 
 #include "policy/project.h"
 
+typedef struct stq_ranking {
+    const stq_policy *policy;
+    const stq_policy_tensor *tensors;
+    stq_choices *choices;
+    stq_steps *steps;
+    double tau;          /* zones: the annealing factor */
+    double uniform_bits; /* zones: B, the widest uniform width under the cap, of the states that are not shared */
+} stq_ranking;
+
 /* Zones: the priority is the width the zone asks for, B + tau x offset, the gain of a step from b bits is -b: the state
- * that lacks most of what it should have comes first. */
-void stq_zones_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
-                    stq_steps *steps, double tau, double uniform_bits);
+ * that lacks most of what it should have comes first. Gains, and priorities of choices `first` to `end` - 1, which
+ * begin with the first state of a tensor. */
+void stq_zones_steps(const stq_ranking *ranking);
+void stq_zones_rank(const stq_ranking *ranking, size_t first, size_t end);
 
 /* Zones: whether a v is better shared than at the widest uniform width under the cap. */
-bool stq_zones_share(const stq_choice *choice, double ratio, double uniform_bits);
+bool stq_zones_share(bool is_shared, double ratio, double uniform_bits);
 
 /* Rate-distortion: the logarithm (base 2) of the loss that one more bit for one element takes away. */
-void stq_distortion_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
-                         stq_steps *steps);
+void stq_distortion_steps(const stq_ranking *ranking);
+void stq_distortion_rank(const stq_ranking *ranking, size_t first, size_t end);
 
 /* Mean squared relative error of the update by a v that is shared at a signal-to-noise ratio. */
 double stq_distortion_shared(double ratio);

@@ -19,26 +19,32 @@ static double order_inside_zone(const stq_policy *policy, const stq_policy_tenso
     return distance / 32;
 }
 
-void stq_zones_rank(const stq_policy *policy, const stq_policy_tensor *tensors, stq_choice *choices, size_t count,
-                    stq_steps *steps, double tau, double uniform_bits) {
+void stq_zones_steps(const stq_ranking *ranking) {
     for (uint32_t bits = 0; bits <= STQ_HIGHEST_BITS; bits++)
-        steps->gain[0][bits] = steps->gain[1][bits] = stq_priority(-(double)bits);
+        ranking->steps->gain[0][bits] = ranking->steps->gain[1][bits] = stq_priority(-(double)bits);
+}
+
+void stq_zones_rank(const stq_ranking *ranking, size_t first, size_t end) {
+    const stq_choices *c = ranking->choices;
     double order = 0;
-    for (size_t i = 0; i < count; i++) {
-        const stq_policy_tensor *tensor = &tensors[choices[i].tensor];
-        if (i == 0 || choices[i - 1].tensor != choices[i].tensor)
-            order = order_inside_zone(policy, tensor);
-        choices[i].priority =
-            stq_priority(uniform_bits + tau * (double)offsets[tensor->zone][choices[i].state] + order);
-        /* Whether to share was decided before; bits that nobody else can take come last. */
-        choices[i].return_gain = stq_priority(-STQ_HIGHEST_BITS - 1.0);
-        choices[i].landing = 4;
+    for (size_t i = first; i < end; i++) {
+        const stq_policy_tensor *tensor = &ranking->tensors[c->tensor[i]];
+        if (i == first || c->tensor[i - 1] != c->tensor[i])
+            order = order_inside_zone(ranking->policy, tensor);
+        int state = stq_choice_state(c, i);
+        double wanted = ranking->uniform_bits + ranking->tau * (double)offsets[tensor->zone][state] + order;
+        c->rank[i] = stq_rank(state, stq_priority(wanted));
+        if (c->traits[i] & STQ_TRAIT_SHARING) {
+            /* Whether to share was decided before; bits that nobody else can take come last. */
+            c->sharing[i].return_gain = stq_priority(-STQ_HIGHEST_BITS - 1.0);
+            c->sharing[i].landing = 4;
+        }
     }
 }
 
 /* A shared v stays until it is clearly worse. */
 static const double stay_bits = 0.5;
 
-bool stq_zones_share(const stq_choice *choice, double ratio, double uniform_bits) {
-    return stq_equivalent_bits(ratio) + (choice->present == 0 ? stay_bits : 0) >= uniform_bits;
+bool stq_zones_share(bool is_shared, double ratio, double uniform_bits) {
+    return stq_equivalent_bits(ratio) + (is_shared ? stay_bits : 0) >= uniform_bits;
 }

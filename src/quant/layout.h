@@ -15,6 +15,11 @@
 
 #define STQ_BITS_FLOAT32 32u
 
+/* Bytes of a plane that holds one bit of each of `count` values, whole blocks of them. */
+static inline int64_t stq_bit_plane_bytes(int64_t count) {
+    return (count + STQ_BLOCK - 1) / STQ_BLOCK * (STQ_BLOCK / 8);
+}
+
 /* One tensor's slice in one step; without a gradient (NULL) it takes no part. In-planes are decoded, out-planes are
  * encoded; they are the same unless the width changes in this step. A transition may share the base plane: a block is
  * decoded whole before it is encoded. Where v_in is shared (quant/shared.h), its means are those of this step already:

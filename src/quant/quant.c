@@ -19,7 +19,7 @@ uint64_t stq_plane_bytes(int64_t count, uint32_t bits, uint32_t plane) {
     if (bits == STQ_BITS_FLOAT32)
         return (uint64_t)count * sizeof(float);
     uint32_t bits_in_plane = plane == 0 ? stq_base_bits(bits) : 1;
-    return (uint64_t)stq_block_count(count) * (STQ_BLOCK / 8) * bits_in_plane;
+    return (uint64_t)stq_bit_plane_bytes(count) * bits_in_plane;
 }
 
 static stq_status check_planes(const stq_planes *planes, int64_t count, bool encode) {
