@@ -11,6 +11,7 @@ FIELDS = (
 ).split(",")
 WIDTH_FIELDS = "preset,task,states,seed,learning_rate,tensor,elements,first_step,every,m_bits,v_bits,log10_gradient".split(",")
 BASE_TASK, BASE_STATES = "retrieval", "float32"
+MOST_RATES = 6  # of a sweep that goes on because the best rate was at its end
 
 
 def job_of(row):
@@ -43,16 +44,24 @@ class Table:
                 self.rows.append(row)
 
 
-def best_rate(rows, task, rates, seed):
-    """The rate at which float32 scores best, None as long as one has not run."""
-    scores = {
+def scores_of(rows, task, seed):
+    """{rate: score} of float32's runs with a seed."""
+    return {
         float(row["learning_rate"]): float(row["score"])
         for row in rows
         if row["task"] == task and row["states"] == "float32" and int(row["seed"]) == seed
     }
-    if not all(rate in scores for rate in rates):
-        return None
-    return max(rates, key=lambda rate: scores[rate])
+
+
+def sweep_rates(scores, rates):
+    """Rates of a sweep: those given, then twice or half the best one as long as it is at an end."""
+    rates = list(rates)
+    while 1 < len(rates) < MOST_RATES and all(rate in scores for rate in rates):
+        best = max(rates, key=scores.get)
+        if min(rates) < best < max(rates):
+            break
+        rates.append(best * 2 if best == max(rates) else best / 2)
+    return rates
 
 
 def base_path(folder, preset, seed, rate):
@@ -75,13 +84,17 @@ class Grid:
         self.tasks, self.states, self.seeds = tasks, states, seeds
         self.rates, self.has_base = rates, has_base
 
-    def _sweep(self, task):
-        rates = self.rates[task]
+    def _sweep(self, task, rows):
+        rates = sweep_rates(scores_of(rows, task, self.seeds[0]), self.rates[task])
         return [training.Job(task, "float32", self.seeds[0], rate) for rate in rates] if len(rates) > 1 else []
 
     def rate(self, task, rows):
-        rates = self.rates[task]
-        return rates[0] if len(rates) == 1 else best_rate(rows, task, rates, self.seeds[0])
+        """The rate at which float32 scores best; None as long as its sweep is not complete."""
+        scores = scores_of(rows, task, self.seeds[0])
+        rates = sweep_rates(scores, self.rates[task])
+        if len(rates) == 1:
+            return rates[0]
+        return max(rates, key=scores.get) if all(rate in scores for rate in rates) else None
 
     def base(self, seed, rows):
         """The job whose weights a seed's fine-tuning starts from; None as long as its rate is not known."""
@@ -91,11 +104,11 @@ class Grid:
     def wanted(self, rows):
         """All runs that are known to be needed, the most urgent first. Grows with what the sweeps find."""
         needs_base = any(task != BASE_TASK for task in self.tasks)
-        jobs = self._sweep(BASE_TASK) if needs_base or BASE_TASK in self.tasks else []
+        jobs = self._sweep(BASE_TASK, rows) if needs_base or BASE_TASK in self.tasks else []
         if needs_base:
             jobs += [job for seed in self.seeds if (job := self.base(seed, rows))]
         for task in self.tasks:
-            jobs += self._sweep(task)
+            jobs += self._sweep(task, rows)
         by_states = sorted(self.states, key=lambda states: "mean cap" in states)
         for late in (False, True):  # runs beside the three seeds of everything come last
             for seed in self.seeds:

@@ -114,20 +114,22 @@ def check_schedule():
 
 
 def check_order():
-    """Fine-tuning waits for the base of its seed, and everything for its sweep."""
+    """Fine-tuning waits for its base, everything for its sweep, which goes on while the best rate is at an end."""
     bases = set()
-    plan = grid.Grid(["retrieval", "sentences"], ["float32", "zones 5.0"], [1, 2], {"retrieval": (0.1, 0.2), "sentences": (0.3,)},
+    plan = grid.Grid(["retrieval", "sentences"], ["float32", "zones 5.0"], [1, 2], {"retrieval": (1, 2), "sentences": (3,)},
                      lambda seed, rate: (seed, rate) in bases)
     rows, made = [], []
     while ready := plan.ready(rows, set()):
         job = ready[0]
         made.append((job.task, job.states, job.seed, job.rate))
-        assert job.task == "retrieval" or (job.seed, 0.2) in bases, job
+        assert job.task == "retrieval" or (job.seed, 4) in bases, job
         if (job.task, job.states) == ("retrieval", "float32"):
             bases.add((job.seed, job.rate))
         rows.append({"task": job.task, "states": job.states, "seed": str(job.seed), "learning_rate": str(job.rate),
-                     "score": str(job.rate)})
-    assert plan.complete(rows) and len(made) == len(set(made)) == 9, made
+                     "score": str(-abs(job.rate - 4))})  # 4 is best
+    assert plan.complete(rows) and len(set(made)) == len(made), made
+    assert made[:5] == [("retrieval", "float32", 1, rate) for rate in (1, 2, 4, 8)] + [("retrieval", "float32", 2, 4)], made
+    assert len(made) == 4 + 3 + 4 and ("retrieval", "zones 5.0", 2, 4) in made, made
 
 
 def run(name, *arguments):
