@@ -39,6 +39,11 @@ typedef struct stq_qat_config {
      * pi). */
     double amplitudes[STQ_QAT_MAX_HARMONICS];
     double softness; /**< soft: DSQ's alpha in (0, 1); smaller is steeper; default 0.2 */
+    /** Where the forward and the backward pass work; default STQ_DEVICE_CPU. With STQ_DEVICE_CUDA every pointer of
+     * theirs is one into the memory of the calling thread's current GPU, the call only enqueues work on `stream`, and
+     * results are the CPU's bytes (but for a NaN's). The other functions want STQ_DEVICE_CPU. */
+    stq_device device;
+    void *stream; /**< a cudaStream_t; default NULL, the default stream; of no meaning on the CPU */
 } stq_qat_config;
 
 /** The defaults named above. */
@@ -75,8 +80,8 @@ STQ_API stq_status stq_qat_forward(void *quantized, const stq_qat_config *config
  *
  * @param weight_gradient    receives rows * cols elements of `dtype`; may be `gradient`
  * @param step_gradient      receives stq_qat_step_count() floats, overwritten: s * sum g * { lowest where v < lowest;
- * highest where v > highest; else round(v) - v }, s = 1 / sqrt(group elements * max(highest, 1)); the published code
- * takes the elements of the whole matrix, and so does this: s = 1 / sqrt(rows * cols * max(highest, 1))
+ * highest where v > highest; else round(v) - v }, s = 1 / sqrt(rows * cols * max(highest, 1)), as in the published
+ * code. The sum has a fixed order: the same bytes for any number of threads, on every processor
  * @param gradient           rows * cols elements of `dtype`
  */
 STQ_API stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const stq_qat_config *config,

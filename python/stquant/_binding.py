@@ -295,6 +295,8 @@ class QatConfig(Structure):
         ("harmonics", c_uint32),
         ("amplitudes", c_double * CONSTANTS["STQ_QAT_MAX_HARMONICS"]),
         ("softness", c_double),
+        ("device", c_int),
+        ("stream", c_void_p),
     ]
 
 

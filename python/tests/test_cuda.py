@@ -9,6 +9,7 @@ import torch
 from common import largest_difference, raises, small_network
 
 import stquant
+from stquant._fake_quantize import FakeQuantize, Quantization, initial_steps
 
 
 def has_backend():
@@ -277,3 +278,67 @@ def test_speed():
           f"{sum(p.numel() for p in parameters) / 1e6:.0f}M parameters in {len(parameters)} tensors")
     assert times["stquant"][1] < times["torch fused"][1]
     assert times["stquant"][0] < 0.5
+
+
+QUANTIZATIONS = [
+    Quantization(4), Quantization(2, "ste"), Quantization(3, "dsq"), Quantization(4, "stable", (0.15, 0.05, -0.02), group=24),
+]
+
+
+@pytest.mark.parametrize("settings", QUANTIZATIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fake_quantization_gives_the_cpus_bytes(settings, dtype):
+    generator = torch.Generator().manual_seed(1)
+    weight, gradient = (torch.randn(40, 1248, generator=generator).to(dtype) for _ in range(2))
+    results = []
+    for device in ("cpu", "cuda"):
+        w = weight.to(device).requires_grad_()
+        steps = (0.8 * initial_steps(w, settings)).requires_grad_()
+        quantized = FakeQuantize.apply(w, steps, settings)
+        quantized.backward(gradient.to(device))
+        results.append([t.cpu() for t in (steps, quantized, w.grad, steps.grad)])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_fake_quantization_works_on_the_current_stream():
+    """A captured graph refuses whatever waits for the device or works on another stream."""
+    settings = Quantization(4)
+    weight = torch.randn(64, 768, device="cuda", requires_grad=True)
+    steps = initial_steps(weight, settings).requires_grad_()
+    gradient = torch.randn(64, 768, device="cuda")
+    FakeQuantize.apply(weight, steps, settings).backward(gradient)
+    expected = weight.grad.clone(), steps.grad.clone()
+    graph = torch.cuda.CUDAGraph()
+    weight.grad = steps.grad = None
+    with torch.cuda.graph(graph):
+        gradients = torch.autograd.grad(FakeQuantize.apply(weight, steps, settings), (weight, steps), gradient)
+    for tensor in gradients:
+        tensor.zero_()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected))
+
+
+def test_prepared_models_train_and_export_from_a_gpu(tmp_path):
+    network = small_network().cuda()
+    plain = copy.deepcopy(network)
+    stquant.qat.prepare(network, bits=4)
+    assert all(step.is_cuda for step in stquant.qat.steps(network))
+    optimizer = stquant.AdamW(stquant.qat.parameter_groups(network), lr=1e-3)
+    x = torch.randn(32, 256, device="cuda")
+    losses = []
+    for _ in range(10):
+        loss = (network(x) - x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    stquant.qat.export(network, tmp_path / "low.safetensors")
+    plain.load_state_dict(stquant.qat.load(tmp_path / "low.safetensors"))
+    assert torch.equal(plain(x), network(x))
+
+
+def test_steps_elsewhere_are_refused():
+    weight = torch.randn(8, 16, device="cuda")
+    with raises(ValueError, "its steps are on cpu"):
+        FakeQuantize.apply(weight, torch.ones(8), Quantization(4))

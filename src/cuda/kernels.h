@@ -9,6 +9,7 @@
 #include <stquant/adamw.h>
 
 #include "cuda/lists.h"
+#include "qat/backend.h"
 #include "score/sums.h"
 
 #ifdef __cplusplus
@@ -103,6 +104,11 @@ cudaError_t stq_cuda_read_probes(const stq_device_item *items, int64_t item_coun
  */
 cudaError_t stq_cuda_step(const stq_device_item *items, const stq_tile *tiles, int64_t tile_count,
                           const stq_coefficients *coefficients, const stq_control *control, cudaStream_t stream);
+
+/* The passes of quantization-aware training. */
+cudaError_t stq_cuda_launch_qat_forward(void *quantized, const stq_qat_pass *pass, cudaStream_t stream);
+cudaError_t stq_cuda_launch_qat_backward(void *weight_gradient, float *step_gradient, const stq_qat_pass *pass,
+                                         const void *gradient, double scale, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -2,29 +2,28 @@
 #ifndef STQ_QAT_KERNELS_H
 #define STQ_QAT_KERNELS_H
 
-#include <stdint.h>
+#include "qat/arithmetic.h"
 
-/* A configuration as the loops need it. */
-typedef struct stq_qat_rule {
-    float lowest; /* code range */
-    float highest;
-    int estimator;
-    float amplitudes[8]; /* stable: sqrt(2) pi A_k; 0 where not in use */
-    int is_polynomial;   /* stable: the factor is the polynomial below, to 1e-7 */
-    float polynomial[8]; /* in 8 d^2 - 1, lowest power first */
-    float steepness;     /* soft: k = ln(2 / alpha - 1) */
-    float height;        /* soft: k / (2 tanh(k / 2)) */
-} stq_qat_rule;
+/* The loops for one instruction set. Every set gives the same bytes. */
+typedef struct stq_qat_kernels {
+    const char *name;
+    /* quantized[i] = step * clamp(round(weights[i] / step)); -0 becomes 0. May work in place. */
+    void (*quantize)(float *quantized, const float *weights, float step, const stq_qat_rule *rule, int64_t count);
+    /* codes[i] = clamp(round(weights[i] / step)) - lowest, 0 to 255. */
+    void (*code)(uint8_t *codes, const float *weights, float step, const stq_qat_rule *rule, int64_t count);
+    /* weight_gradient[i] = gradient[i] * factor, for at most a tile; returns the tile's sum of the step's gradient, not
+     * yet scaled. May work in place. */
+    float (*gradient)(float *weight_gradient, const float *weights, const float *gradient, float step,
+                      const stq_qat_rule *rule, int64_t count);
+} stq_qat_kernels;
 
-/* quantized[i] = step * clamp(round(weights[i] / step)); -0 becomes 0. May work in place. */
-void stq_qat_quantize_run(float *quantized, const float *weights, float step, const stq_qat_rule *rule, int64_t count);
+extern const stq_qat_kernels stq_qat_plain_kernels;
+#if defined(__x86_64__)
+extern const stq_qat_kernels stq_qat_avx2_kernels;
+extern const stq_qat_kernels stq_qat_avx512_kernels;
+#endif
 
-/* codes[i] = clamp(round(weights[i] / step)) - lowest, 0 to 255. */
-void stq_qat_code_run(uint8_t *codes, const float *weights, float step, const stq_qat_rule *rule, int64_t count);
-
-/* weight_gradient[i] = gradient[i] * factor; returns the sum of the step's gradient, not yet scaled. May work in place.
- */
-double stq_qat_gradient_run(float *weight_gradient, const float *weights, const float *gradient, float step,
-                            const stq_qat_rule *rule, int64_t count);
+/* The loops for the instruction set that stq_cpu_kernels() names. */
+const stq_qat_kernels *stq_qat_select_kernels(void);
 
 #endif

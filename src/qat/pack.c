@@ -3,12 +3,11 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "qat/backend.h"
 #include "qat/kernels.h"
 #include "quant/convert.h"
 
 enum { RUN = 1024 };
-
-static const float smallest_step = 1e-5f;
 
 uint64_t stq_qat_packed_bytes(const stq_qat_config *config, int64_t rows, int64_t cols) {
     return ((uint64_t)rows * (uint64_t)cols * config->bits + 7) / 8;
@@ -19,9 +18,7 @@ static stq_qat_rule range_of(const stq_qat_config *config) {
                           .highest = (float)((1 << (config->bits - 1)) - 1)};
 }
 
-static float step_of(const float *steps, int64_t index) {
-    return steps[index] > smallest_step ? steps[index] : smallest_step;
-}
+static float step_of(const float *steps, int64_t index) { return stq_qat_usable_step(steps[index]); }
 
 /* ORs one code into the stream; a code touches at most two bytes. */
 static void put(uint8_t *packed, uint64_t index, uint32_t bits, uint32_t code) {
@@ -42,6 +39,7 @@ static uint32_t get(const uint8_t *packed, uint64_t index, uint32_t bits) {
 
 static stq_status check(const stq_qat_config *config, int64_t rows, int64_t cols, bool pointers) {
     STQ_CHECK(stq_qat_check(config, cols));
+    STQ_CHECK(stq_qat_on_host(config));
     if (rows < 1 || !pointers)
         return stq_error(STQ_INVALID_ARGUMENT, "Packing needs at least one row, codes, steps and weights.");
     return STQ_OK;
@@ -60,7 +58,7 @@ stq_status stq_qat_pack(uint8_t *packed, const stq_qat_config *config, const voi
             int64_t count = group - at < RUN ? group - at : RUN;
             for (int64_t i = 0; i < count; i++)
                 run[i] = stq_load_float(weights, dtype, first + at + i);
-            stq_qat_code_run(codes, run, step_of(steps, first / group), &rule, count);
+            stq_qat_select_kernels()->code(codes, run, step_of(steps, first / group), &rule, count);
             for (int64_t i = 0; i < count; i++)
                 put(packed, (uint64_t)(first + at + i), config->bits, codes[i]);
         }

@@ -5,13 +5,14 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/float_mode.h"
+#include "qat/backend.h"
 #include "qat/kernels.h"
 #include "quant/convert.h"
 
-/* Weights are taken through float buffers of this many elements where they are not float32 already. */
-enum { RUN = 1024 };
+/* Weights are taken in runs of this many, through float buffers where they are not float32 already. */
+enum { RUN = STQ_QAT_TILE };
 
-static const float smallest_step = 1e-5f;
 static const double pi = 3.141592653589793;
 static const double root_two_pi = 4.442882938158366; /* sqrt(2) pi */
 
@@ -68,6 +69,21 @@ static stq_status check_stable(const stq_qat_config *config) {
     return STQ_OK;
 }
 
+static bool device_exists(stq_device device) {
+#ifdef STQ_WITH_CUDA
+    return device == STQ_DEVICE_CPU || device == STQ_DEVICE_CUDA;
+#else
+    return device == STQ_DEVICE_CPU;
+#endif
+}
+
+stq_status stq_qat_on_host(const stq_qat_config *config) {
+    if (config->device == STQ_DEVICE_CPU)
+        return STQ_OK;
+    return stq_error(STQ_UNSUPPORTED,
+                     "First steps and packed codes are made on the CPU; copy the weights there and use its device.");
+}
+
 stq_status stq_qat_check(const stq_qat_config *config, int64_t cols) {
     if (config == NULL || config->size != sizeof *config)
         return stq_error(STQ_INVALID_ARGUMENT,
@@ -78,6 +94,8 @@ stq_status stq_qat_check(const stq_qat_config *config, int64_t cols) {
         return stq_error(STQ_INVALID_ARGUMENT,
                          "A group of %lld weights does not divide rows of %lld; use 0 for whole rows.",
                          (long long)config->group, (long long)cols);
+    if (!device_exists(config->device))
+        return stq_error(STQ_UNSUPPORTED, "This build of stquant has no device %d; use the CPU.", (int)config->device);
     switch (config->estimator) {
     case STQ_QAT_STRAIGHT_THROUGH:
         return STQ_OK;
@@ -100,56 +118,87 @@ int64_t stq_qat_step_count(const stq_qat_config *config, int64_t rows, int64_t c
 
 static float highest_code(uint32_t bits) { return (float)((1 << (bits - 1)) - 1); }
 
-/*
- * The stable factor of one harmonic as a polynomial in t = 8 d^2 - 1, by interpolation at 8 Chebyshev nodes. As a
- * function of d^2 in [0, 1/4] its nearest singularity (S = -1) is at 1 or beyond for amplitudes from 0 to the limit,
- * where the error falls 13.9-fold with each degree: below 1e-7, and a division less for each weight. A = 0 gives
- * exactly 1.
- */
-static void fit_factor(stq_qat_rule *rule, double amplitude) {
-    enum { NODES = 8 };
-    double chebyshev[NODES] = {0}, power[NODES] = {0}, last[NODES] = {0}, current[NODES] = {0};
+/* The factor by its formula, in double. */
+static double exact_factor(const stq_qat_config *config, double d) {
+    if (config->estimator == STQ_QAT_SOFT) {
+        double k = log(2.0 / config->softness - 1.0), cosine = cosh(k * (0.5 - d));
+        return k / (2.0 * tanh(k / 2.0)) / (cosine * cosine);
+    }
+    double s = 0.0;
+    for (uint32_t k = 0; k < config->harmonics; k++)
+        s += root_two_pi * config->amplitudes[k] * cos((2 * k + 1) * pi * d);
+    return (1.0 - s) / (1.0 + s);
+}
+
+/* The same in the polynomials' variable t from -1 to 1: |d| is the centre +- sqrt((t + 1) / 8). */
+static double factor_at(const stq_qat_config *config, double centre, double t) {
+    return exact_factor(config, fabs(centre - sqrt(fmax(t + 1.0, 0.0) / 8.0)));
+}
+
+enum { NODES = 8 };
+
+/* Coefficients of Chebyshev's polynomials through 8 nodes, as powers of t: T(0) = 1, T(1) = t, T(k + 1) = 2 t T(k) -
+ * T(k - 1). */
+static void interpolate(const stq_qat_config *config, double centre, double power[NODES]) {
+    double chebyshev[NODES] = {0}, last[NODES] = {1.0}, current[NODES] = {0.0, 1.0};
     for (int node = 0; node < NODES; node++) {
         double angle = pi * (node + 0.5) / NODES;
-        double s = root_two_pi * amplitude * cos(pi * sqrt((cos(angle) + 1.0) / 8.0));
+        double value = factor_at(config, centre, cos(angle));
         for (int k = 0; k < NODES; k++)
-            chebyshev[k] += (k == 0 ? 1.0 : 2.0) / NODES * (1.0 - s) / (1.0 + s) * cos(k * angle);
+            chebyshev[k] += (k == 0 ? 1.0 : 2.0) / NODES * value * cos(k * angle);
     }
-    /* T(0) = 1, T(1) = t, T(k + 1) = 2 t T(k) - T(k - 1), as powers of t */
-    last[0] = 1.0;
-    current[1] = 1.0;
     for (int k = 0; k < NODES; k++) {
-        for (int i = 0; i < NODES; i++)
-            power[i] += chebyshev[k] * last[i];
         double next[NODES];
-        for (int i = 0; i < NODES; i++)
+        for (int i = 0; i < NODES; i++) {
+            power[i] += chebyshev[k] * last[i];
             next[i] = (i > 0 ? 2.0 * current[i - 1] : 0.0) - last[i];
+        }
         memcpy(last, current, sizeof last);
         memcpy(current, next, sizeof current);
     }
+}
+
+/*
+ * Factors are smooth in d^2 (stable) and in (|d| - 1/2)^2 (soft). Where the polynomial of degree 7 that interpolates in
+ * t = 8 (|d| - centre)^2 - 1 is within 1e-6, it saves a division for each weight, and an exponential. So it is with one
+ * harmonic of an amplitude from 0 to the limit: the nearest singularity (S = -1) is at d^2 = 1 or beyond, and the error
+ * falls 13.9-fold with each degree. The error is largest about where T(8) is: there it is looked at. A = 0 gives
+ * exactly 1.
+ */
+static void fit_factor(stq_qat_rule *rule, const stq_qat_config *config) {
+    double power[NODES] = {0}, largest = 0.0;
+    rule->centre = config->estimator == STQ_QAT_SOFT ? 0.5f : 0.0f;
+    interpolate(config, rule->centre, power);
+    for (int i = 0; i <= NODES; i++) {
+        double t = cos(pi * i / NODES), value = 0.0;
+        for (int k = NODES - 1; k >= 0; k--)
+            value = value * t + power[k];
+        largest = fmax(largest, fabs(value - factor_at(config, rule->centre, t)));
+    }
     for (int i = 0; i < NODES; i++)
         rule->polynomial[i] = (float)power[i];
-    rule->is_polynomial = 1;
+    if (largest < 1e-6)
+        rule->factor = STQ_QAT_POLYNOMIAL;
 }
 
 static stq_qat_rule rule_of(const stq_qat_config *config) {
-    stq_qat_rule rule = {.lowest = -(float)(1 << (config->bits - 1)),
-                         .highest = highest_code(config->bits),
-                         .estimator = (int)config->estimator};
-    const uint32_t harmonics = config->estimator == STQ_QAT_STABLE ? config->harmonics : 0;
-    for (uint32_t k = 0; k < harmonics; k++)
-        rule.amplitudes[k] = (float)(root_two_pi * config->amplitudes[k]);
-    if (config->estimator == STQ_QAT_STABLE && config->harmonics == 1 && config->amplitudes[0] >= 0.0)
-        fit_factor(&rule, config->amplitudes[0]);
-    if (config->estimator == STQ_QAT_SOFT) {
+    stq_qat_rule rule = {.lowest = -(float)(1 << (config->bits - 1)), .highest = highest_code(config->bits)};
+    if (config->estimator == STQ_QAT_STRAIGHT_THROUGH)
+        return rule;
+    if (config->estimator == STQ_QAT_STABLE) {
+        rule.factor = STQ_QAT_HARMONICS;
+        rule.harmonics = config->harmonics;
+        for (uint32_t k = 0; k < config->harmonics; k++)
+            rule.amplitudes[k] = (float)(root_two_pi * config->amplitudes[k]);
+    } else {
         double k = log(2.0 / config->softness - 1.0);
-        rule.steepness = (float)k;
-        rule.height = (float)(k / (2.0 * tanh(k / 2.0)));
+        rule.factor = STQ_QAT_EXPONENTIAL;
+        rule.slope = (float)(-2.0 / log(2.0) * k);
+        rule.height = (float)(2.0 * k / tanh(k / 2.0));
     }
+    fit_factor(&rule, config);
     return rule;
 }
-
-static float usable_step(float step) { return step > smallest_step ? step : smallest_step; }
 
 /* A run of elements as floats: the array itself where it holds floats, or a copy in `buffer`. */
 static const float *load_run(const void *array, stq_dtype dtype, int64_t first, int64_t count, float *buffer) {
@@ -160,16 +209,11 @@ static const float *load_run(const void *array, stq_dtype dtype, int64_t first, 
     return buffer;
 }
 
-/* To bfloat16, nearest even: half of the last place, less one if it is even, then truncation. */
-static uint16_t nearest_bfloat16(float value) {
-    return stq_to_bfloat16(value, 0x7fffu + (stq_float_bits(value) >> 16 & 1));
-}
-
 static void store_run(void *array, stq_dtype dtype, int64_t first, int64_t count, const float *values) {
     uint16_t *halves = (uint16_t *)array + first;
     if (dtype == STQ_BFLOAT16)
         for (int64_t i = 0; i < count; i++)
-            halves[i] = nearest_bfloat16(values[i]);
+            halves[i] = stq_qat_bfloat16(values[i]);
     else if (dtype == STQ_FLOAT16)
         for (int64_t i = 0; i < count; i++)
             halves[i] = stq_to_float16(values[i]);
@@ -196,7 +240,7 @@ static float least_squares_step(const float *weights, int64_t count, float large
     float best = largest;
     double best_error = INFINITY;
     for (int candidate = 1; candidate <= 16; candidate++) {
-        float step = usable_step(largest * (float)candidate / 16.0f);
+        float step = stq_qat_usable_step(largest * (float)candidate / 16.0f);
         double error = 0.0;
         for (int64_t i = 0; i < count; i++) {
             double code = fmin(fmax(rint(weights[i] / step), rule->lowest), rule->highest);
@@ -213,15 +257,16 @@ static float least_squares_step(const float *weights, int64_t count, float large
 static float initial_step(const float *weights, int64_t count, const stq_qat_rule *rule, uint32_t bits) {
     float largest = largest_magnitude(weights, count);
     if (bits == 1)
-        return usable_step(largest);
+        return stq_qat_usable_step(largest);
     if (bits == 2)
-        return usable_step(least_squares_step(weights, count, largest, rule));
-    return usable_step(largest / rule->highest);
+        return stq_qat_usable_step(least_squares_step(weights, count, largest, rule));
+    return stq_qat_usable_step(largest / rule->highest);
 }
 
 stq_status stq_qat_initial_steps(float *steps, const stq_qat_config *config, const void *weights, stq_dtype dtype,
                                  int64_t rows, int64_t cols) {
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
+    STQ_CHECK(stq_qat_on_host(config));
     int64_t group = group_of(config, cols);
     stq_qat_rule rule = rule_of(config);
     float *buffer = malloc((size_t)group * sizeof *buffer);
@@ -237,14 +282,17 @@ static int64_t run_length(int64_t at, int64_t group) { return group - at < RUN ?
 
 static void forward_group(void *quantized, const void *weights, stq_dtype dtype, int64_t first, int64_t group,
                           float step, const stq_qat_rule *rule) {
+    const stq_qat_kernels *kernels = stq_qat_select_kernels();
+    const uint64_t mode = stq_float_mode_set();
     float in[RUN], out[RUN];
     for (int64_t at = 0; at < group; at += RUN) {
         int64_t count = run_length(at, group);
         const float *from = load_run(weights, dtype, first + at, count, in);
         float *to = dtype == STQ_FLOAT32 ? (float *)quantized + first + at : out;
-        stq_qat_quantize_run(to, from, step, rule, count);
+        kernels->quantize(to, from, step, rule, count);
         store_run(quantized, dtype, first + at, count, to);
     }
+    stq_float_mode_restore(mode);
 }
 
 stq_status stq_qat_forward(void *quantized, const stq_qat_config *config, const void *weights, const float *steps,
@@ -252,16 +300,25 @@ stq_status stq_qat_forward(void *quantized, const stq_qat_config *config, const 
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     if (quantized == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "The quantized weights need room.");
-    int64_t group = group_of(config, cols);
+    int64_t group = group_of(config, cols), groups = stq_qat_step_count(config, rows, cols);
     stq_qat_rule rule = rule_of(config);
+#ifdef STQ_WITH_CUDA
+    if (config->device == STQ_DEVICE_CUDA) {
+        const stq_qat_pass pass = {
+            .rule = rule, .weights = weights, .steps = steps, .dtype = dtype, .group = group, .groups = groups};
+        return stq_cuda_qat_forward(quantized, &pass, config->stream);
+    }
+#endif
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < stq_qat_step_count(config, rows, cols); i++)
-        forward_group(quantized, weights, dtype, i * group, group, usable_step(steps[i]), &rule);
+    for (int64_t i = 0; i < groups; i++)
+        forward_group(quantized, weights, dtype, i * group, group, stq_qat_usable_step(steps[i]), &rule);
     return STQ_OK;
 }
 
 static double backward_group(void *weight_gradient, const void *weights, const void *gradient, stq_dtype dtype,
                              int64_t first, int64_t group, float step, const stq_qat_rule *rule) {
+    const stq_qat_kernels *kernels = stq_qat_select_kernels();
+    const uint64_t mode = stq_float_mode_set();
     float w[RUN], g[RUN], out[RUN];
     double sum = 0.0;
     for (int64_t at = 0; at < group; at += RUN) {
@@ -269,9 +326,10 @@ static double backward_group(void *weight_gradient, const void *weights, const v
         const float *from = load_run(weights, dtype, first + at, count, w);
         const float *incoming = load_run(gradient, dtype, first + at, count, g);
         float *to = dtype == STQ_FLOAT32 ? (float *)weight_gradient + first + at : out;
-        sum += stq_qat_gradient_run(to, from, incoming, step, rule, count);
+        sum += (double)kernels->gradient(to, from, incoming, step, rule, count);
         store_run(weight_gradient, dtype, first + at, count, to);
     }
+    stq_float_mode_restore(mode);
     return sum;
 }
 
@@ -281,12 +339,19 @@ stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const s
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     if (weight_gradient == NULL || step_gradient == NULL || gradient == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "The backward pass needs the gradient and room for both results.");
-    int64_t group = group_of(config, cols);
+    int64_t group = group_of(config, cols), groups = stq_qat_step_count(config, rows, cols);
     stq_qat_rule rule = rule_of(config);
     double scale = 1.0 / sqrt((double)rows * (double)cols * (rule.highest > 1.0f ? (double)rule.highest : 1.0));
+#ifdef STQ_WITH_CUDA
+    if (config->device == STQ_DEVICE_CUDA) {
+        const stq_qat_pass pass = {
+            .rule = rule, .weights = weights, .steps = steps, .dtype = dtype, .group = group, .groups = groups};
+        return stq_cuda_qat_backward(weight_gradient, step_gradient, &pass, gradient, scale, config->stream);
+    }
+#endif
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < stq_qat_step_count(config, rows, cols); i++)
+    for (int64_t i = 0; i < groups; i++)
         step_gradient[i] = (float)(scale * backward_group(weight_gradient, weights, gradient, dtype, i * group, group,
-                                                          usable_step(steps[i]), &rule));
+                                                          stq_qat_usable_step(steps[i]), &rule));
     return STQ_OK;
 }
