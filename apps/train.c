@@ -305,7 +305,7 @@ static enum app_status train(struct training *training, int *signal_number) {
         }
     }
     status = status == APP_OK ? saved : status;
-    if (status == APP_OK && fflush(stdout) != 0) {
+    if (fflush(stdout) != 0 && status == APP_OK && !outcome.signal) { // after a signal nobody is waited for
         status = app_fail(APP_FAILED, "Writing to standard output failed; is the disk full?");
     }
     *signal_number = outcome.signal;

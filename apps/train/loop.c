@@ -21,6 +21,7 @@ enum { SECONDS_FOR_OTHERS = 12 };
 static void request_stop(int number) {
     stop_signal = number;
     ranks_hurry(SECONDS_FOR_OTHERS);
+    progress_hurry();
 }
 
 // The first signal asks for a stop. A second Ctrl-C ends the process as usual; a second SIGTERM says nothing new:
@@ -210,8 +211,11 @@ static void show_step(struct run *run, const struct step *step) {
     progress_step(&run->progress, &state);
     if (step->sample) {
         progress_clear(&run->progress);
-        printf("--- sample after step %lld\n%s\n---\n", (long long)step->number, step->sample);
-        fflush(stdout);
+        char title[64];
+        snprintf(title, sizeof(title), "--- sample after step %lld\n", (long long)step->number);
+        progress_text(&run->progress, title);
+        progress_text(&run->progress, step->sample);
+        progress_text(&run->progress, "\n---\n");
     }
 }
 
@@ -333,6 +337,7 @@ enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {
     }
     finish(&run, outcome);
     release_signals(signals, run.stop);
+    progress_end(&run.progress);
     free(run.step_seconds);
     free(run.optimizer_seconds);
     return status;

@@ -8,6 +8,7 @@
 struct progress {
     int terminal;        // standard output is one
     int pending;         // the terminal's current line holds a progress line
+    int unwaiting;       // standard output again, for writes that do not wait; -1 where there is none
     int64_t steps;       // of the whole run
     int64_t first_step;  // already done when the clock started
     int64_t plain_every; // steps between plain lines
@@ -35,6 +36,16 @@ struct progress_state {
 // Shows a step. On a terminal at most ten times a second; elsewhere every plain_every steps and at
 // every validation.
 void progress_step(struct progress *progress, const struct progress_state *state);
+
+// Shows text as it is. What the other end does not take within seconds is left out: mpirun, once told to end, takes
+// nothing for as long as it waits, and a run that waits for it would not be saved.
+void progress_text(struct progress *progress, const char *text);
+
+// For a signal's handler: from now on nothing that is written to standard output waits for who reads it.
+void progress_hurry(void);
+
+// Ends what progress_begin() began; standard output stays as it is.
+void progress_end(struct progress *progress);
 
 // Ends the terminal's progress line, so that what follows starts on a line of its own.
 void progress_clear(struct progress *progress);

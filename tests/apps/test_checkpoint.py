@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Checkpoints of the command: saving, killing, resuming, converting, inspecting, what is refused."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -195,6 +196,49 @@ def test_signal(folder, text):
     verified = run("inspect", target, "--verify")
     check("SIGTERM: it verifies", verified.returncode == 0 and "every checksum is right" in verified.stdout,
           verified.stderr)
+
+
+def begin_unread(folder, text, kind):
+    """A run that shows a line at every step to a terminal or a small pipe which nobody reads; its log and checkpoints."""
+    log, target = folder / f"{kind}.jsonl", folder / kind
+    reading, writing = os.openpty() if kind == "terminal" else os.pipe()
+    if kind == "pipe":
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    options = [*SMALL, "--validate-every", "1", "--validation-batches", "1", "--steps", "1000000", "--save-every", "50",
+               "--optimizer", "stquant"]
+    process = subprocess.Popen([COMMAND, "train", "gpt2", "--data", text, *options, "--log", log, "--checkpoint", target],
+                               stdout=writing, stderr=subprocess.PIPE, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    os.close(writing)
+    return process, reading, log, target
+
+
+def lines_of(log):
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def test_signal_unread(folder, text):
+    """Nobody reads what a run shows, as under an mpirun that was told to end: SIGTERM saves and leaves all the same."""
+    for kind in ("terminal", "pipe"):
+        process, reading, log, target = begin_unread(folder, text, kind)
+        deadline, before = time.monotonic() + 60, -1
+        if kind == "terminal":  # its buffer holds 170 lines or so
+            while lines_of(log) < 500 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            check("a terminal that nobody reads does not hold up a run", lines_of(log) >= 500, lines_of(log))
+        else:
+            while (lines_of(log) < 20 or lines_of(log) != before) and time.monotonic() < deadline:
+                before = lines_of(log)
+                time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        try:
+            error = process.communicate(timeout=20)[1].decode()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            error = process.communicate()[1].decode() + "it was still there after 20 s"
+        last, newest = lines_of(log), max((int(path.name[5:]) for path in target.glob("step-*")), default=None)
+        check(f"SIGTERM beside a {kind} that nobody reads: the last step is saved",
+              process.returncode == 143 and newest == last, f"{process.returncode}, {newest}, not {last}: {error}")
+        os.close(reading)
 
 
 def limit_files(bytes_allowed):
@@ -405,7 +449,7 @@ def main():
         text = folder / "text.txt"
         text.write_text(" ".join(generator.choice(vocabulary) for _ in range(20000)) + ".\n")
         for test in (test_resume, test_other_options, test_inspect, test_eval_and_sample, test_convert, test_init,
-                     test_signal, test_full_disk, test_damaged, test_refusals, test_kill):
+                     test_signal, test_signal_unread, test_full_disk, test_damaged, test_refusals, test_kill):
             test(folder, text)
     return 0 if all(results) and results else 1
 
