@@ -92,6 +92,15 @@ def first_look():
     return runs + ours(GPT, adaptive(RD, 3.5), seeds=(1,), beta2=0.999)
 
 
+def required():
+    """What the comparison cannot do without: three seeds of the best policy and of the peers, both beta2, images, the larger model, a switch."""
+    runs = ours(GPT, adaptive(RD, 3.5)) + ours(GPT, adaptive(RD, 5.0)) + peer(GPT, "torchao4") + seeds(VIT)
+    runs += ours(VIT, adaptive(RD, 5.0)) + ours(VIT, adaptive(RD, 3.5)) + ours(GPT, fixed(4, 4))
+    runs += [float32(GPT, seed, beta2=0.999) for seed in SEEDS] + ours(GPT, adaptive(RD, 3.5), beta2=0.999)
+    runs += [float32(LARGE, 1)] + ours(LARGE, adaptive(RD, 5.0), seeds=(1,)) + peer(GPT, "bitsandbytes8")
+    return runs + continued(GPT, SEEDS) + ours(GPT, adaptive(RD, 5.0), beta2=0.999)
+
+
 def toy():
     """A plan for tests: two seeds of float32 and stquant, of both models, on a CPU within seconds."""
     runs = []
@@ -113,13 +122,14 @@ PLANS = {
     "continued": lambda: continued(GPT, SEEDS),
     "headline": headline,
     "adaptive": adaptive_list,
+    "required": required,
     "more-peers": lambda: peer(VIT, "torchao4") + peer(GPT, "flashoptim") + peer(GPT, "torchao8") + peer(VIT, "bitsandbytes8"),
     "toy": toy,
 }
 PLANS["base"] = lambda: [one for name in ("sweep", "seeds", "peers", "beta2", "large", "continued") for one in PLANS[name]()]
 # The first call on a GPU machine: the sweep, what a first look can teach about the policy, the headline, then the rest of the base.
 PLANS["call1"] = lambda: [one for name in ("sweep", "seeds", "first-look", "headline", "base") for one in PLANS[name]()]
-PLANS["call2"] = lambda: [one for name in ("sweep", "base", "adaptive", "more-peers") for one in PLANS[name]()]
+PLANS["call2"] = lambda: [one for name in ("sweep", "seeds", "required", "adaptive", "more-peers") for one in PLANS[name]()]
 
 
 def without_repeats(runs):

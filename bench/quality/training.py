@@ -284,9 +284,9 @@ def train(session, run, stop_at_switch=False):
     task = make_task(session, run)
     task.model.initialize(run["seed"])
     try_compiled(task)
+    optimizer, first = begin(session, run, task)
     if session.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    optimizer, first = begin(session, run, task)
     clock, bits = Clock(session.device), []
     losses = torch.zeros(task.steps, device=session.device)
     switch, diverged = switch_step(task.steps), 0
