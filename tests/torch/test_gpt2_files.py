@@ -116,7 +116,7 @@ def test_transformers(folder, text, tokens):
     try:
         import transformers
     except ImportError:
-        print("ok - GPT2LMHeadModel opens what the command writes # SKIP transformers cannot be imported")
+        print("ok - GPT2LMHeadModel opens what the command writes # SKIP transformers cannot be imported (pip install transformers, STQUANT_PYTHON)")
         return
     model = transformers.GPT2LMHeadModel.from_pretrained(folder / "trained").double().eval()
     with torch.no_grad():
