@@ -40,12 +40,12 @@ SHAPES = {
     "gpt2-51m": Shape("gpt2", 512, 8, 8, batch=64, context=512, tokens=50_000_000, seconds=70),
     "gpt2-124m": Shape("gpt2", 768, 12, 12, batch=64, context=512, tokens=50_000_000, seconds=130),
     "gpt2-xl": Shape("gpt2", 1600, 48, 25, batch=8, context=1024),
-    "vit-small": Shape("vit", 384, 6, 6, batch=500, epochs=20, seconds=40),
+    "vit-11m": Shape("vit", 384, 6, 6, batch=1000, epochs=30, warmup=300, seconds=45),
     "vit-base": Shape("vit", 768, 12, 12, batch=128, patch=16, image=224, channels=3, classes=1000),
 }
 SHAPES["gpt2-toy"] = replace(SHAPES["gpt2-51m"], width=64, layers=2, heads=2, batch=4, context=32, vocabulary=512, tokens=128 * 30, warmup=5,
                              evaluation_batches=3, seconds=5)
-SHAPES["vit-toy"] = replace(SHAPES["vit-small"], width=64, layers=1, heads=2, patch=7, batch=100, epochs=1, warmup=5, seconds=5)
+SHAPES["vit-toy"] = replace(SHAPES["vit-11m"], width=64, layers=1, heads=2, patch=7, batch=100, epochs=1, warmup=5, seconds=5)
 
 
 class Block(nn.Module):

@@ -3,7 +3,7 @@
 
 BETA2 = 0.95
 SEEDS = (1, 2, 3)
-RATES = {"gpt2-51m": (1e-3, 2e-3, 4e-3, 8e-3), "vit-small": (5e-4, 1e-3, 2e-3, 4e-3), "gpt2-toy": (1e-2, 2e-2), "vit-toy": (1e-3, 2e-3)}
+RATES = {"gpt2-51m": (1e-3, 2e-3, 4e-3, 8e-3), "vit-11m": (1.25e-4, 2.5e-4, 5e-4, 1e-3), "gpt2-toy": (1e-2, 2e-2), "vit-toy": (1e-3, 2e-3)}
 RATE_STEP = 2.0  # between neighbours, and to the next one where the best is at an end
 # GPT-2 124M is not swept: the rate that is best for 51M, less by the ratio of the widths.
 RATE_FROM = {"gpt2-124m": ("gpt2-51m", 512 / 768)}
@@ -60,7 +60,7 @@ def headline():
             for model in ("gpt2-xl", "vit-base") for name, optimizer, settings in kinds]
 
 
-GPT, VIT, LARGE = "gpt2-51m", "vit-small", "gpt2-124m"
+GPT, VIT, LARGE = "gpt2-51m", "vit-11m", "gpt2-124m"
 RD, ZONES = "rate-distortion", "zones"
 
 
@@ -129,7 +129,7 @@ PLANS = {
 PLANS["base"] = lambda: [one for name in ("sweep", "seeds", "peers", "beta2", "large", "continued") for one in PLANS[name]()]
 # The first call on a GPU machine: the sweep, what a first look can teach about the policy, the headline, then the rest of the base.
 PLANS["call1"] = lambda: [one for name in ("sweep", "seeds", "first-look", "headline", "base") for one in PLANS[name]()]
-PLANS["call2"] = lambda: [one for name in ("sweep", "seeds", "required", "adaptive", "more-peers") for one in PLANS[name]()]
+PLANS["call2"] = lambda: [one for name in ("sweep", "seeds", "headline", "required", "adaptive", "more-peers") for one in PLANS[name]()]
 
 
 def without_repeats(runs):
