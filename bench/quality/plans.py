@@ -123,6 +123,8 @@ PLANS = {
     "headline": headline,
     "adaptive": adaptive_list,
     "required": required,
+    "five": lambda: [one for seed in (4, 5) for one in [float32(GPT, seed), *ours(GPT, adaptive(RD, 3.5), (seed,)), *ours(GPT, adaptive(RD, 5.0), (seed,)),
+                                                        *ours(GPT, fixed(4, 4), (seed,)), *peer(GPT, "torchao4", (seed,))]],
     "more-peers": lambda: peer(VIT, "torchao4") + peer(GPT, "flashoptim") + peer(GPT, "torchao8") + peer(VIT, "bitsandbytes8"),
     "toy": toy,
 }
