@@ -24,6 +24,7 @@ import time
 import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+MOST_FAILURES = 5  # a run that fails is left out; so many are not about single runs
 
 
 def device_name(device):
@@ -75,6 +76,7 @@ class Worker:
     """A process that runs jobs on a device, one at a time."""
 
     def __init__(self, device, threads, options):
+        self.arguments = device, threads, options
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, device, threads, options), daemon=True)
@@ -116,6 +118,8 @@ class Driver:
             row, widths, error = None, [], "its process ended\n"
         if row is None:
             self.failed.add(job)
+            worker.process.kill()  # after an error of the device nothing else would run there either
+            worker.process.join()
             print(f"{job.task}, {job.states}, seed {job.seed}, rate {job.rate:g} failed: {error}", file=sys.stderr, flush=True)
             return
         self.durations[job.task] = max(self.durations[job.task], time.monotonic() - worker.began)
@@ -130,8 +134,8 @@ class Driver:
               f"{row['peak_bits']:.2f} bits, {row['step_ms']:.1f} ms a step, {time.monotonic() - worker.began:.0f} s", flush=True)
 
     def run(self, workers):
-        """Until nothing is left that can be begun, or the deadline."""
-        while workers and time.monotonic() < self.end:
+        """Until nothing is left that can be begun, or the deadline. Ends the processes."""
+        while time.monotonic() < self.end:
             for worker in workers:
                 running = {one.job for one in workers if one.job}
                 if worker.job is None and (job := self._next(running)):
@@ -141,7 +145,12 @@ class Driver:
                 break
             for connection in multiprocessing.connection.wait(busy, min(max(self.end - time.monotonic(), 0), 3600)):
                 self._finish(busy[connection])
-            workers = [worker for worker in workers if worker.job or worker.process.is_alive()]
+            if len(self.failed) > MOST_FAILURES:
+                print("Too many runs failed.", file=sys.stderr)
+                break
+            workers = [one if one.process.is_alive() or one.job else Worker(*one.arguments) for one in workers]
+        for worker in workers:
+            worker.process.kill()
 
 
 def read_options():
@@ -211,8 +220,6 @@ def main():
     cores = options.threads or max((os.cpu_count() or 1) // options.jobs, 1)
     workers = [Worker(device, cores if device == "cpu" else 1, options) for _ in range(options.jobs) for device in devices]
     Driver(options, plan, table, widths).run(workers)
-    for worker in workers:
-        worker.process.kill()
     left = plan.missing(table.rows)
     if left or not plan.complete(table.rows):
         print(f"{len(left)} runs are missing; the same command goes on", file=sys.stderr)
