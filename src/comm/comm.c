@@ -189,11 +189,9 @@ stq_status stq_comm_create_nccl_over(stq_comm **comm, stq_comm *bootstrap, void 
         made = stq_comm_nccl_id(message + 1);
         message[0] = made == STQ_OK;
     }
-    char sentence[512];
-    snprintf(sentence, sizeof sentence, "%s", stq_last_error());
     STQ_CHECK(stq_comm_broadcast(bootstrap, message, sizeof message, STQ_COMM_UINT8, 0, "NCCL's id"));
     if (made != STQ_OK)
-        return stq_error(made, "%s", sentence);
+        return made; /* with its sentence: nothing has failed since */
     if (message[0] == 0)
         return stq_error(STQ_COMMUNICATION, "Rank 0 has no NCCL id for rank %d of %d; it says why.",
                          stq_comm_rank(bootstrap), stq_comm_ranks(bootstrap));

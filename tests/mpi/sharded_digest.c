@@ -1,6 +1,6 @@
 /*
  * sharded_digest.c - run by tests/apps/test_mpi.sh under mpirun: trains a synthetic model on sharded states and prints
- * one line with a digest of parameters and widths, which must be the same for every number of ranks.
+ * one line with a digest of parameters, widths and states, which must be the same for every number of ranks.
  *
  * Every gradient is a sum that rank 0 alone contributes to (the others add zeros), so that it is the same whatever the
  * order. Arguments: [mode], one of "" (100 steps), "die" (rank 1 ends in step 20), "differ" (rank 1 has another
@@ -18,9 +18,10 @@
 #include "optim/sharded.h"
 #include "quant/codec.h"
 
-enum { TENSORS = 6, STEPS = 100 };
+enum { TENSORS = 7, STEPS = 100 };
 
-static const int64_t shapes[TENSORS][2] = {{700, 384}, {384, 1152}, {1, 1152}, {384, 384}, {20, 300}, {997, 131}};
+static const int64_t shapes[TENSORS][2] = {{700, 384}, {384, 1152}, {1, 1152}, {384, 384},
+                                           {20, 300},  {997, 131},  {1, 3}};
 
 static int fail(const char *where) {
     fprintf(stderr, "%s: %s\n", where, stq_last_error());
@@ -41,6 +42,28 @@ static uint64_t digest_of(const stq_sharded *s, const float *parameters, int64_t
         digest = (digest ^ (uint64_t)s->adamw->targets[i][0] ^ (uint64_t)s->adamw->targets[i][1] << 8) *
                  UINT64_C(0x9e3779b97f4a7c15);
     return digest;
+}
+
+/* Values of both states of all ranks with their places, in a sum whose order is free. */
+static stq_status digest_states(stq_sharded *s, stq_comm *comm, int64_t *digest) {
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < TENSORS; i++) {
+        const stq_tensor *slice = &s->adamw->tensors[i];
+        float *values = calloc((size_t)slice->count + 1, sizeof *values);
+        stq_status status = values ? STQ_OK : STQ_OUT_OF_MEMORY;
+        for (uint32_t state = 0; state < 2 && status == STQ_OK && slice->count > 0; state++) {
+            status = stq_adamw_read_state(s->adamw, i, (stq_state)state, values, slice->first, slice->count);
+            for (int64_t k = 0; k < slice->count; k++) {
+                uint32_t place = stq_hash(stq_hash(2 * i + state) ^ (uint32_t)(slice->first + k));
+                sum += (uint64_t)stq_hash(place ^ stq_float_bits(values[k])) * UINT64_C(0x9e3779b97f4a7c15);
+            }
+        }
+        free(values);
+        if (status != STQ_OK)
+            return status;
+    }
+    *digest = (int64_t)sum;
+    return stq_comm_all_reduce(comm, digest, 1, STQ_COMM_INT64, STQ_COMM_SUM, "the digest of the states");
 }
 
 /* The gradient is noise in multiples of a quantum; each rank but 0 contributes noise of its own, rank 0 the rest. */
@@ -114,15 +137,17 @@ int main(int argc, char **argv) {
     stq_memory memory;
     uint64_t total;
     stq_adamw_memory(s->adamw, &memory);
-    int64_t most = (int64_t)memory.state_bytes;
+    int64_t most = (int64_t)memory.state_bytes, states = 0;
     uint64_t decision_bytes = stq_comm_decision_bytes(comm);
     if (stq_sharded_total_bytes(s, &total) != STQ_OK ||
-        stq_comm_all_reduce(comm, &most, 1, STQ_COMM_INT64, STQ_COMM_MAX, "the state bytes") != STQ_OK)
+        stq_comm_all_reduce(comm, &most, 1, STQ_COMM_INT64, STQ_COMM_MAX, "the state bytes") != STQ_OK ||
+        digest_states(s, comm, &states) != STQ_OK)
         return fail("bytes");
     if (rank == 0)
-        printf("digest %016llx skipped %lld ranks %d most_bytes %lld total_bytes %llu decision_bytes %llu\n",
-               (unsigned long long)digest_of(s, parameters, length), (long long)stq_adamw_skipped_count(s->adamw),
-               stq_comm_ranks(comm), (long long)most, (unsigned long long)total, (unsigned long long)decision_bytes);
+        printf("digest %016llx-%016llx skipped %lld ranks %d most_bytes %lld total_bytes %llu decision_bytes %llu\n",
+               (unsigned long long)digest_of(s, parameters, length), (unsigned long long)states,
+               (long long)stq_adamw_skipped_count(s->adamw), stq_comm_ranks(comm), (long long)most,
+               (unsigned long long)total, (unsigned long long)decision_bytes);
     free(parameters);
     free(gradients);
     stq_sharded_destroy(s);
