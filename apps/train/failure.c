@@ -5,7 +5,7 @@
 
 static _Thread_local char sentence[1024];
 
-enum app_status app_fail(enum app_status status, const char *format, ...) {
+enum app_status(app_fail)(enum app_status status, const char *format, ...) {
     // The arguments may include the old sentence, so the new one is composed apart from it.
     char composed[sizeof(sentence)];
     va_list arguments;

@@ -9,7 +9,7 @@
 
 static _Thread_local char last_error[512];
 
-stq_status stq_error(stq_status status, const char *format, ...) {
+stq_status(stq_error)(stq_status status, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(last_error, sizeof last_error, format, arguments);

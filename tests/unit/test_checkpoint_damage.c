@@ -737,7 +737,8 @@ static void test_hostile_parts(void **state) {
 /* What the fuzzer begins with, and what it found: none of it does harm. */
 static void test_corpus(void **state) {
     (void)state;
-    char *folder = text_of("%s/tests/fuzz/corpus/checkpoint", getenv("STQUANT_SOURCE") ? getenv("STQUANT_SOURCE") : ".");
+    char *folder =
+        text_of("%s/tests/fuzz/corpus/checkpoint", getenv("STQUANT_SOURCE") ? getenv("STQUANT_SOURCE") : ".");
     DIR *stream = opendir(folder);
     int files = 0, accepted = 0;
     if (stream == NULL)
