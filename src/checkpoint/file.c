@@ -93,8 +93,6 @@ bool stq_file_read_directly(int descriptor, uint64_t offset, uint64_t bytes) {
     return set_direct(descriptor, true);
 }
 
-uint64_t stq_file_pages_room(uint64_t bytes) { return (bytes + 2 * STQ_FILE_PAGE - 1) / STQ_FILE_PAGE * STQ_FILE_PAGE; }
-
 stq_status stq_file_read_pages(int descriptor, const char *path, uint8_t *pages, uint64_t bytes, uint64_t offset,
                                const uint8_t **data) {
     uint64_t before = offset % STQ_FILE_PAGE, needed = before + bytes;
@@ -102,9 +100,8 @@ stq_status stq_file_read_pages(int descriptor, const char *path, uint8_t *pages,
     *data = pages + before;
     for (uint64_t done = 0; done < needed;) {
         ssize_t count = pread(descriptor, pages + done, whole - done, (off_t)(offset - before + done));
-        if (count < 0 && errno == EINVAL && set_direct(descriptor, false)) { /* promised, but not done by the disk */
+        if (count < 0 && errno == EINVAL && set_direct(descriptor, false)) /* promised, but not done by the disk */
             return stq_file_read(descriptor, path, pages + before, bytes, offset);
-        }
         if (count < 0 && errno != EINTR)
             return stq_file_error("read", path, errno);
         if (count == 0)

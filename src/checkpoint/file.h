@@ -24,12 +24,10 @@ bool stq_file_read_directly(int descriptor, uint64_t offset, uint64_t bytes);
 
 /*
  * Reads the whole pages around `bytes` bytes at `offset` to `pages`, which is aligned to STQ_FILE_PAGE and has room for
- * stq_file_pages_room(bytes); *data is where the bytes begin there. A file that ends before them is STQ_CORRUPT.
+ * two pages more; *data is where the bytes begin there. A file that ends before them is STQ_CORRUPT.
  */
 stq_status stq_file_read_pages(int descriptor, const char *path, uint8_t *pages, uint64_t bytes, uint64_t offset,
                                const uint8_t **data);
-
-uint64_t stq_file_pages_room(uint64_t bytes);
 
 /* A whole file of at most `limit` bytes in fresh memory, with a zero byte behind it. */
 stq_status stq_file_load(const char *path, uint64_t limit, char **text, uint64_t *bytes);

@@ -142,7 +142,7 @@ stq_status stq_checkpoint_load_arrays(const stq_checkpoint *c, const stq_array *
 static stq_status read_plane(const stq_checkpoint *c, const stq_slice *slice, stq_state state, stq_part part,
                              uint8_t **memory) {
     const stq_entry *entry = stq_state_slice_entry(c, slice, state, part);
-    *memory = entry ? malloc((size_t)entry->bytes + 1) : NULL;
+    *memory = entry ? stq_allocate_large(entry->bytes) : NULL;
     if (*memory == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory to read a state of '%s'.",
                          stq_slice_tensor(c, slice)->tensor.name);

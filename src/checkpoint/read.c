@@ -75,12 +75,14 @@ static stq_status read_pieces(const reading *r) {
     return STQ_OK;
 }
 
-static uint8_t *allocate_room(uint64_t bytes) {
-    size_t whole = (size_t)(bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    uint8_t *room = aligned_alloc(HUGE_PAGE, whole);
-    if (room)
-        madvise(room, whole, MADV_HUGEPAGE);
-    return room;
+void *stq_allocate_large(uint64_t bytes) {
+    if (bytes < HUGE_PAGE)
+        return malloc((size_t)bytes + 1);
+    uint64_t whole = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    void *memory = whole <= SIZE_MAX ? aligned_alloc(HUGE_PAGE, (size_t)whole) : NULL;
+    if (memory)
+        madvise(memory, (size_t)whole, MADV_HUGEPAGE);
+    return memory;
 }
 
 static stq_status read_opened(reading *r) {
@@ -89,7 +91,7 @@ static stq_status read_opened(reading *r) {
     r->past_cache =
         stq_file_read_directly(r->descriptor, r->file->header.data_start + r->entry->begin, r->entry->bytes);
     if (r->past_cache)
-        r->pages = allocate_room(stq_file_pages_room(most));
+        r->pages = stq_allocate_large(ROOM_BYTES);
     else if (!r->direct)
         r->pages = malloc((size_t)most + 1);
     r->checksum = check ? stq_checksum_begin() : NULL;

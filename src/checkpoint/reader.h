@@ -73,6 +73,10 @@ typedef stq_status (*stq_sink)(void *context, uint64_t offset, const void *data,
 stq_status stq_read_entry(const stq_part_file *file, const stq_entry *entry, void *direct, stq_sink sink,
                           void *context);
 
+/* Memory for `bytes` bytes, to be freed; much of it in large pages, which fresh memory gets at a fraction of the
+ * faults. */
+void *stq_allocate_large(uint64_t bytes);
+
 /* Threads for reading much of a checkpoint: more than cores where it is large. */
 int stq_reader_threads(const stq_checkpoint *c);
 
