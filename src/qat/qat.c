@@ -142,10 +142,14 @@ enum { NODES = 8 };
 static void interpolate(const stq_qat_config *config, double centre, double power[NODES]) {
     double chebyshev[NODES] = {0}, last[NODES] = {1.0}, current[NODES] = {0.0, 1.0};
     for (int node = 0; node < NODES; node++) {
-        double angle = pi * (node + 0.5) / NODES;
-        double value = factor_at(config, centre, cos(angle));
-        for (int k = 0; k < NODES; k++)
-            chebyshev[k] += (k == 0 ? 1.0 : 2.0) / NODES * value * cos(k * angle);
+        double t = cos(pi * (node + 0.5) / NODES), value = factor_at(config, centre, t);
+        double before = t, polynomial = 1.0; /* T(-1) = T(1) */
+        for (int k = 0; k < NODES; k++) {
+            chebyshev[k] += (k == 0 ? 1.0 : 2.0) / NODES * value * polynomial;
+            double after = 2.0 * t * polynomial - before;
+            before = polynomial;
+            polynomial = after;
+        }
     }
     for (int k = 0; k < NODES; k++) {
         double next[NODES];
@@ -181,8 +185,13 @@ static void fit_factor(stq_qat_rule *rule, const stq_qat_config *config) {
         rule->factor = STQ_QAT_POLYNOMIAL;
 }
 
+/* All that rounding needs. */
+static stq_qat_rule range_of(const stq_qat_config *config) {
+    return (stq_qat_rule){.lowest = -(float)(1 << (config->bits - 1)), .highest = highest_code(config->bits)};
+}
+
 static stq_qat_rule rule_of(const stq_qat_config *config) {
-    stq_qat_rule rule = {.lowest = -(float)(1 << (config->bits - 1)), .highest = highest_code(config->bits)};
+    stq_qat_rule rule = range_of(config);
     if (config->estimator == STQ_QAT_STRAIGHT_THROUGH)
         return rule;
     if (config->estimator == STQ_QAT_STABLE) {
@@ -268,7 +277,7 @@ stq_status stq_qat_initial_steps(float *steps, const stq_qat_config *config, con
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     STQ_CHECK(stq_qat_on_host(config));
     int64_t group = group_of(config, cols);
-    stq_qat_rule rule = rule_of(config);
+    stq_qat_rule rule = range_of(config);
     float *buffer = malloc((size_t)group * sizeof *buffer);
     if (buffer == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for a group of %lld weights.", (long long)group);
@@ -301,7 +310,7 @@ stq_status stq_qat_forward(void *quantized, const stq_qat_config *config, const 
     if (quantized == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "The quantized weights need room.");
     int64_t group = group_of(config, cols), groups = stq_qat_step_count(config, rows, cols);
-    stq_qat_rule rule = rule_of(config);
+    stq_qat_rule rule = range_of(config);
 #ifdef STQ_WITH_CUDA
     if (config->device == STQ_DEVICE_CUDA) {
         const stq_qat_pass pass = {
