@@ -1,8 +1,12 @@
 /*
  * gpu_optimizer.c - times stq_adamw_step() itself on 292 tensors shaped as GPT-2 (820M bfloat16 parameters): what the
- * host spends, an ordinary step, and a step that decides widths.
+ * host spends, an ordinary step, a step that decides widths, and, where decisions are put off by two steps, one that
+ * measures gradients for them and one that changes widths.
  *
- * usage: gpu_optimizer [--csv FILE]
+ * usage: gpu_optimizer [--csv FILE | --profile]
+ *
+ * --profile makes a few steps for a profiler, so that it meets every large kernel: steps, a decision, and second
+ * moments that are shared by rows and by columns.
  */
 #include <cuda_runtime_api.h>
 #include <stdio.h>
@@ -10,10 +14,11 @@
 #include <string.h>
 #include <time.h>
 
+#include "gpu_lists.h"
 #include "gpu_random.h"
 #include <stquant/adamw.h>
 
-enum { LAYERS = 24, TENSORS = 4 + 12 * LAYERS, STEPS = 33 };
+enum { STEPS = 33 };
 
 static void check(cudaError_t error, const char *call, int line) {
     if (error == cudaSuccess)
@@ -30,29 +35,19 @@ static void must(stq_status status) {
     exit(1);
 }
 
-static char names[TENSORS][16];
-static stq_tensor tensors[TENSORS];
+static char names[GPU_LIST_MOST][24];
+static stq_tensor tensors[GPU_LIST_MOST];
 static size_t tensor_count;
 
-static void add(int64_t rows, int64_t cols) {
-    snprintf(names[tensor_count], sizeof names[0], "t%zu", tensor_count);
-    tensors[tensor_count] = stq_tensor_whole(names[tensor_count], rows, cols);
-    tensors[tensor_count].parameter_type = STQ_BFLOAT16;
-    tensors[tensor_count++].gradient_type = STQ_BFLOAT16;
-}
-
 static void add_model(void) {
-    const int64_t d = 1600;
-    add(50257, d);
-    add(1024, d);
-    for (int layer = 0; layer < LAYERS; layer++) {
-        const int64_t shapes[12][2] = {{1, d}, {1, d}, {3 * d, d}, {1, 3 * d}, {d, d},     {1, d},
-                                       {1, d}, {1, d}, {4 * d, d}, {1, 4 * d}, {d, 4 * d}, {1, d}};
-        for (int i = 0; i < 12; i++)
-            add(shapes[i][0], shapes[i][1]);
+    static gpu_list list;
+    (void)gpu_list_named(&list, "gpt2-xl");
+    for (; tensor_count < list.count; tensor_count++) {
+        stq_tensor *tensor = &tensors[tensor_count];
+        snprintf(names[tensor_count], sizeof names[0], "t%zu", tensor_count);
+        *tensor = stq_tensor_whole(names[tensor_count], list.rows[tensor_count], list.cols[tensor_count]);
+        tensor->parameter_type = tensor->gradient_type = STQ_BFLOAT16;
     }
-    add(1, d);
-    add(1, d);
 }
 
 static double now(void) {
@@ -88,11 +83,95 @@ static times time_step(stq_adamw *optimizer, void **parameters, void **gradients
     return t;
 }
 
+static void *parameters[GPU_LIST_MOST], *gradients[GPU_LIST_MOST];
+
+/* Medians of a kind of step; how many there were. */
+typedef struct summary {
+    double host[STEPS], all[STEPS];
+    int count;
+} summary;
+
+static void add_times(summary *s, times t) {
+    s->host[s->count] = t.host;
+    s->all[s->count++] = t.all;
+}
+
+static void finish(summary *s) {
+    qsort(s->host, (size_t)s->count, sizeof *s->host, ascending);
+    qsort(s->all, (size_t)s->count, sizeof *s->all, ascending);
+}
+
+static void print_summary(FILE *csv, const char *name, int delay, const summary *s) {
+    if (s->count == 0)
+        return;
+    double host = s->host[s->count / 2], all = s->all[s->count / 2];
+    printf("decisions put off by %d: %-9s host %.3f ms, in all %.3f ms (median of %d, least %.3f)\n", delay, name, host,
+           all, s->count, s->all[0]);
+    if (csv)
+        fprintf(csv, "%s,%d,%.4f,%.4f,%.4f,%d\n", name, delay, host, all, s->all[0], s->count);
+}
+
+/* An optimizer's life: steps of three kinds. */
+static void run(int delay, FILE *csv) {
+    static summary ordinary, measuring, deciding;
+    stq_adamw_config config = stq_adamw_defaults();
+    config.device = STQ_DEVICE_CUDA;
+    config.policy.kind = STQ_POLICY_ZONES;
+    config.policy.state_bits = 5.0;
+    config.policy.decision_delay = delay;
+    stq_adamw *optimizer;
+    must(stq_adamw_create(&optimizer, &config, tensors, tensor_count));
+    memset(&ordinary, 0, sizeof ordinary);
+    memset(&measuring, 0, sizeof measuring);
+    memset(&deciding, 0, sizeof deciding);
+    for (int step = 1; step <= STEPS; step++) {
+        bool measures, only;
+        must(stq_adamw_decision_due(optimizer, &measures));
+        must(stq_adamw_only_enqueues(optimizer, &only));
+        times t = time_step(optimizer, parameters, gradients, step);
+        if (step > 2)
+            add_times(only ? &ordinary : measures ? &measuring : &deciding, t);
+    }
+    finish(&ordinary);
+    finish(&measuring);
+    finish(&deciding);
+    print_summary(csv, "ordinary", delay, &ordinary);
+    print_summary(csv, delay == 0 ? "decision" : "measuring", delay, &measuring);
+    print_summary(csv, "after", delay, &deciding);
+    stq_memory memory;
+    must(stq_adamw_memory(optimizer, &memory));
+    printf("%.3f bits a value, %.3f at the peak\n", memory.final_bits, memory.peak_bits);
+    stq_adamw_destroy(optimizer);
+}
+
+static void profile(void) {
+    static stq_tensor shared[GPU_LIST_MOST];
+    stq_adamw_config config = stq_adamw_defaults();
+    config.device = STQ_DEVICE_CUDA;
+    for (int turn = 0; turn < 2; turn++) {
+        stq_adamw *optimizer;
+        config.policy.kind = turn == 0 ? STQ_POLICY_ZONES : STQ_POLICY_FIXED;
+        config.policy.fixed_m_bits = 5;
+        memcpy(shared, tensors, sizeof shared);
+        for (size_t i = 0; i < tensor_count && turn > 0; i++)
+            if (shared[i].rows > 1) {
+                shared[i].m_bits = 5;
+                shared[i].v_bits = i % 2 ? STQ_BITS_SHARED_COL : STQ_BITS_SHARED_ROW;
+            }
+        must(stq_adamw_create(&optimizer, &config, shared, tensor_count));
+        for (int step = 1; step <= 3; step++) {
+            times t = time_step(optimizer, parameters, gradients, step);
+            printf("%s, step %d: %.3f ms\n", turn ? "v shared" : "zones", step, t.all);
+        }
+        stq_adamw_destroy(optimizer);
+    }
+}
+
 int main(int argc, char **argv) {
-    static void *parameters[TENSORS], *gradients[TENSORS];
+    bool profiles = argc == 2 && !strcmp(argv[1], "--profile");
     FILE *csv = argc == 3 && !strcmp(argv[1], "--csv") ? fopen(argv[2], "w") : NULL;
-    if (argc != 1 && !csv) {
-        fprintf(stderr, "usage: gpu_optimizer [--csv FILE]\n");
+    if (argc != 1 && !csv && !profiles) {
+        fprintf(stderr, "usage: gpu_optimizer [--csv FILE | --profile]\n");
         return 2;
     }
     add_model();
@@ -101,41 +180,15 @@ int main(int argc, char **argv) {
         CUDA(cudaMalloc(&gradients[i], (size_t)tensors[i].count * 2));
         CUDA(gpu_random_normal(parameters[i], tensors[i].count, true, 0.02f, (uint32_t)i, 0));
     }
-    stq_adamw_config config = stq_adamw_defaults();
-    config.device = STQ_DEVICE_CUDA;
-    config.policy.kind = STQ_POLICY_ZONES;
-    config.policy.state_bits = 5.0;
-    stq_adamw *optimizer;
-    must(stq_adamw_create(&optimizer, &config, tensors, tensor_count));
-    double host[STEPS], all[STEPS], deciding[STEPS];
-    int ordinary = 0, decisions = 0;
-    for (int step = 1; step <= STEPS; step++) {
-        bool due;
-        must(stq_adamw_decision_due(optimizer, &due));
-        times t = time_step(optimizer, parameters, gradients, step);
-        if (step <= 2)
-            continue;
-        if (due) {
-            deciding[decisions++] = t.all;
-        } else {
-            host[ordinary] = t.host;
-            all[ordinary++] = t.all;
-        }
+    if (profiles) {
+        profile();
+        return 0;
     }
-    qsort(host, (size_t)ordinary, sizeof *host, ascending);
-    qsort(all, (size_t)ordinary, sizeof *all, ascending);
-    qsort(deciding, (size_t)decisions, sizeof *deciding, ascending);
-    stq_memory memory;
-    must(stq_adamw_memory(optimizer, &memory));
-    printf("ordinary step: host %.3f ms, in all %.3f ms (median of %d); with a decision: %.3f ms (least of %d); "
-           "%.3f bits a value, %.3f at the peak\n",
-           host[ordinary / 2], all[ordinary / 2], ordinary, deciding[0], decisions, memory.final_bits,
-           memory.peak_bits);
-    if (csv) {
-        fprintf(csv, "step,host_ms,all_ms,steps\nordinary,%.4f,%.4f,%d\ndecision,,%.4f,%d\n", host[ordinary / 2],
-                all[ordinary / 2], ordinary, deciding[0], decisions);
+    if (csv)
+        fprintf(csv, "step,delay,host_ms,all_ms,least_ms,steps\n");
+    run(0, csv);
+    run(2, csv);
+    if (csv)
         fclose(csv);
-    }
-    stq_adamw_destroy(optimizer);
     return 0;
 }

@@ -15,10 +15,11 @@
 
 #include "cuda/kernels.h"
 #include "cuda/worklist.h"
+#include "gpu_lists.h"
 #include "gpu_random.h"
 #include "optim/coefficients.h"
 
-enum { WARM = 5, TIMED = 15, MAX_TENSORS = 512 };
+enum { WARM = 5, TIMED = 15, MAX_TENSORS = GPU_LIST_MOST };
 
 static void check(cudaError_t error, const char *call, int line) {
     if (error == cudaSuccess)
@@ -28,81 +29,9 @@ static void check(cudaError_t error, const char *call, int line) {
 }
 #define CUDA(call) check((call), #call, __LINE__)
 
-typedef struct model {
-    const char *name;
-    int64_t counts[MAX_TENSORS];
-    bool exempt[MAX_TENSORS];
-    size_t tensors;
-    int64_t parameters;
-} model;
-
-static void add(model *m, int64_t rows, int64_t cols) {
-    m->counts[m->tensors] = rows * cols;
-    m->exempt[m->tensors++] = rows == 1;
-    m->parameters += rows * cols;
-}
-
-static model gpt2_xl(void) {
-    const int64_t d = 1600;
-    model m = {.name = "gpt2-xl"};
-    add(&m, 50257, d);
-    add(&m, 1024, d);
-    for (int layer = 0; layer < 24; layer++) {
-        const int64_t shapes[12][2] = {{1, d}, {1, d}, {3 * d, d}, {1, 3 * d}, {d, d},     {1, d},
-                                       {1, d}, {1, d}, {4 * d, d}, {1, 4 * d}, {d, 4 * d}, {1, d}};
-        for (int i = 0; i < 12; i++)
-            add(&m, shapes[i][0], shapes[i][1]);
-    }
-    add(&m, 1, d);
-    add(&m, 1, d);
-    return m;
-}
-
-static model flat(void) {
-    model m = {.name = "flat"};
-    for (int i = 0; i < 12; i++)
-        add(&m, 8192, 8192);
-    return m;
-}
-
-static double median(float *values, int count) {
-    for (int i = 1; i < count; i++)
-        for (int j = i; j > 0 && values[j] < values[j - 1]; j--) {
-            float t = values[j];
-            values[j] = values[j - 1];
-            values[j - 1] = t;
-        }
-    return values[count / 2];
-}
-
-static double copy_speed(void) {
-    void *a, *b;
-    const size_t bytes = (size_t)1 << 31;
-    CUDA(cudaMalloc(&a, bytes));
-    CUDA(cudaMalloc(&b, bytes));
-    CUDA(gpu_random_normal(a, (int64_t)(bytes / 4), false, 1.0f, 1, 0));
-    cudaEvent_t begin, end;
-    CUDA(cudaEventCreate(&begin));
-    CUDA(cudaEventCreate(&end));
-    float times[11];
-    for (int i = -3; i < 11; i++) {
-        float ms;
-        CUDA(cudaEventRecord(begin, 0));
-        CUDA(cudaMemcpyAsync(b, a, bytes, cudaMemcpyDeviceToDevice, 0));
-        CUDA(cudaEventRecord(end, 0));
-        CUDA(cudaEventSynchronize(end));
-        CUDA(cudaEventElapsedTime(&ms, begin, end));
-        if (i >= 0)
-            times[i] = ms;
-    }
-    CUDA(cudaFree(a));
-    CUDA(cudaFree(b));
-    return 2.0 * (double)bytes / median(times, 11) / 1e6;
-}
-
 /* Everything of one configuration on the device. */
 typedef struct run {
-    const model *model;
+    const gpu_list *model;
     stq_item items[MAX_TENSORS];
     void *allocations[MAX_TENSORS * 16];
     size_t allocation_count;
@@ -147,31 +76,31 @@ static void *take_copy(run *r, const void *from, size_t bytes) {
     return pointer;
 }
 
-static void open_run(run *r, const model *m, uint32_t m_bits, uint32_t v_bits, stq_dtype p_type, stq_dtype g_type) {
+static void open_run(run *r, const gpu_list *m, uint32_t m_bits, uint32_t v_bits, stq_dtype p_type, stq_dtype g_type) {
     memset(r, 0, sizeof *r);
     r->model = m;
-    for (size_t i = 0; i < m->tensors; i++) {
-        int64_t count = m->counts[i];
+    for (size_t i = 0; i < m->count; i++) {
+        int64_t count = m->rows[i] * m->cols[i];
         stq_item *item = &r->items[i];
         *item = (stq_item){.count = count, .tensor = (uint32_t)i, .parameter_type = p_type, .gradient_type = g_type};
         item->parameter = take(r, (size_t)count * stq_dtype_size(p_type));
         item->gradient = take(r, (size_t)count * stq_dtype_size(g_type));
-        item->m_out = take_planes(r, count, m->exempt[i] ? 32 : m_bits);
-        item->v_out = take_planes(r, count, m->exempt[i] ? 32 : v_bits);
+        item->m_out = take_planes(r, count, m->rows[i] == 1 ? 32 : m_bits);
+        item->v_out = take_planes(r, count, m->rows[i] == 1 ? 32 : v_bits);
         CUDA(gpu_random_normal(item->parameter, count, p_type == STQ_BFLOAT16, 0.02f, (uint32_t)i, 0));
     }
-    if (stq_worklist_make(&r->list, r->items, m->tensors) != STQ_OK)
+    if (stq_worklist_make(&r->list, r->items, m->count) != STQ_OK)
         exit(1);
     r->tiles = take_copy(r, r->list.tiles, (size_t)r->list.tile_count * sizeof *r->tiles);
     r->segments = take_copy(r, r->list.segments, (size_t)r->list.segment_count * sizeof *r->segments);
-    r->first_segment = take_copy(r, r->list.first_segment, (m->tensors + 1) * sizeof *r->first_segment);
-    r->sums = take(r, ((size_t)r->list.segment_count + m->tensors + 1) * sizeof *r->sums);
-    r->coefficients = take(r, m->tensors * sizeof *r->coefficients);
-    r->missed = take(r, m->tensors * sizeof *r->missed);
+    r->first_segment = take_copy(r, r->list.first_segment, (m->count + 1) * sizeof *r->first_segment);
+    r->sums = take(r, ((size_t)r->list.segment_count + m->count + 1) * sizeof *r->sums);
+    r->coefficients = take(r, m->count * sizeof *r->coefficients);
+    r->missed = take(r, m->count * sizeof *r->missed);
     r->control = take(r, sizeof *r->control);
     r->groups = take(r, sizeof *r->groups);
-    r->device_items = take(r, m->tensors * sizeof *r->device_items);
-    CUDA(cudaMemset(r->missed, 0, m->tensors * sizeof *r->missed));
+    r->device_items = take(r, m->count * sizeof *r->device_items);
+    CUDA(cudaMemset(r->missed, 0, m->count * sizeof *r->missed));
     CUDA(cudaMemset(r->control, 0, sizeof *r->control));
     stq_adamw_group group = {.learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1};
     CUDA(stq_cuda_set_group(r->groups, 0, &group, 0));
@@ -186,15 +115,15 @@ static void close_run(run *r) {
 
 static void upload_items(run *r) {
     static stq_device_item items[MAX_TENSORS];
-    for (size_t i = 0; i < r->model->tensors; i++) {
+    for (size_t i = 0; i < r->model->count; i++) {
         items[i].item = r->items[i];
         items[i].kind = stq_item_kind(&r->items[i], false);
     }
-    CUDA(cudaMemcpy(r->device_items, items, r->model->tensors * sizeof *items, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(r->device_items, items, r->model->count * sizeof *items, cudaMemcpyHostToDevice));
 }
 
 static void draw_gradients(run *r, int step) {
-    for (size_t i = 0; i < r->model->tensors; i++)
+    for (size_t i = 0; i < r->model->count; i++)
         CUDA(gpu_random_normal((void *)(uintptr_t)r->items[i].gradient, r->items[i].count,
                                r->items[i].gradient_type == STQ_BFLOAT16, 1e-3f, (uint32_t)(step * 1000003 + (int)i),
                                0));
@@ -244,12 +173,12 @@ static timing time_steps(run *r, bool own_norm, int *step) {
     }
     CUDA(cudaEventDestroy(begin));
     CUDA(cudaEventDestroy(end));
-    timing t = {.median = median(times, TIMED), .host = median(host, TIMED)};
+    timing t = {.median = gpu_median(times, TIMED), .host = gpu_median(host, TIMED)};
     t.least = times[0];
     return t;
 }
 
-static void bench(FILE *csv, const char *device, double copy, const model *m, uint32_t m_bits, uint32_t v_bits,
+static void bench(FILE *csv, const char *device, double copy, const gpu_list *m, uint32_t m_bits, uint32_t v_bits,
                   stq_dtype type) {
     static run r;
     open_run(&r, m, m_bits, v_bits, type, type);
@@ -258,7 +187,7 @@ static void bench(FILE *csv, const char *device, double copy, const model *m, ui
     draw_gradients(&r, ++step);
     enqueue(&r, false);
     CUDA(cudaDeviceSynchronize());
-    for (size_t i = 0; i < m->tensors; i++) {
+    for (size_t i = 0; i < m->count; i++) {
         r.items[i].m_in = r.items[i].m_out;
         r.items[i].v_in = r.items[i].v_out;
     }
@@ -309,10 +238,13 @@ int main(int argc, char **argv) {
     if (csv)
         fprintf(csv, "device,optimizer,list,m_bits,v_bits,dtype,norm,median_ms,least_ms,bytes,copy_gb_per_s,share_of_"
                      "copy,host_ms,all_in_bits\n");
-    double copy = copy_speed();
+    double copy, again;
+    CUDA(gpu_copy_speed((size_t)1 << 31, &copy));
     printf("%s, copy %.0f GB/s\n", device.name, copy);
     static const uint32_t widths[][2] = {{5, 5}, {4, 4}, {3, 3}, {8, 8}, {5, 6}, {2, 2}};
-    model models[2] = {gpt2_xl(), flat()};
+    static gpu_list models[2];
+    (void)gpu_list_named(&models[0], "gpt2-xl");
+    (void)gpu_list_named(&models[1], "flat");
     for (int i = 0; i < 2; i++) {
         if (strcmp(list, "both") && strcmp(list, models[i].name))
             continue;
@@ -326,6 +258,7 @@ int main(int argc, char **argv) {
     }
     if (csv)
         fclose(csv);
-    printf("copy again %.0f GB/s\n", copy_speed());
+    CUDA(gpu_copy_speed((size_t)1 << 31, &again));
+    printf("copy again %.0f GB/s\n", again);
     return 0;
 }
