@@ -92,7 +92,7 @@ typedef struct stq_step {
 typedef struct stq_step_result {
     double gradient_norm; /**< global norm after unscaling, before clipping; may be infinite or NaN */
     bool skipped;         /**< a gradient was not finite: parameters, states and step count are as before */
-    bool decided;         /**< widths were decided in this step */
+    bool decided;         /**< widths were decided in this step, by a delay from the gradients of an earlier one */
     bool waiting;         /**< a change of width had to wait for the next step, since the cap has no room for it yet */
 } stq_step_result;
 
@@ -106,8 +106,20 @@ typedef struct stq_step_result {
  */
 STQ_API stq_status stq_adamw_step(stq_adamw *optimizer, const stq_step *step, stq_step_result *result);
 
-/** Sets *due to whether the next step, if it is not skipped, decides widths. */
+/** Sets *due to whether the next step, if it is not skipped, measures its gradients for a decision about widths: it
+ * reads stq_step.factors. Without a delay (stq_policy_config.decision_delay) it decides too. */
 STQ_API stq_status stq_adamw_decision_due(const stq_adamw *optimizer, bool *due);
+
+/**
+ * Sets *only to whether the next step does nothing but enqueue work, as far as the host knows without waiting for the
+ * device: no decision is due or put off, and no change of widths is left to make. Such a step can be captured into a
+ * CUDA graph, and such steps can be replayed.
+ */
+STQ_API stq_status stq_adamw_only_enqueues(const stq_adamw *optimizer, bool *only);
+
+/** Reads the global gradient norm of the latest step, after unscaling and before clipping; NaN before the first. Waits
+ * for steps in flight. */
+STQ_API stq_status stq_adamw_gradient_norm(const stq_adamw *optimizer, double *norm);
 
 /**
  * Names the stream (a cudaStream_t) on which everything between steps is enqueued: changes of groups, reads and writes
@@ -186,34 +198,37 @@ STQ_API stq_status stq_adamw_digest(const stq_adamw *optimizer, uint64_t *digest
 
 /** What an optimizer remembers besides its buffers. Fixed layout, little-endian on every supported machine. */
 typedef struct stq_adamw_record {
-    uint32_t version;          /**< STQ_RECORD_VERSION */
-    uint32_t reserved;         /**< 0 */
-    int64_t steps;             /**< made; with `seed` the state of the random numbers */
-    int64_t skipped;           /**< steps skipped because a gradient was not finite */
-    uint64_t seed;             /**< of the stochastic rounding; replaces that of the configuration */
-    uint64_t peak_bytes;       /**< largest state_bytes so far; 0 = begin anew */
-    double bits_sum;           /**< sum over steps of the all-in bits */
-    int64_t decisions;         /**< made by the policy */
-    int64_t forced;            /**< demotions that the cap forced */
-    int64_t last_step;         /**< of the last decision; 0 before the first */
-    uint64_t last_bytes;       /**< of the global states at the targets of the last decision */
-    double spent;              /**< STQ_CAP_MEAN: bytes times steps up to last_step */
-    double log_n_average;      /**< N_ema: average of log n; NaN before the first decision */
-    double log_r_average;      /**< R_ema; NaN before the first decision */
-    double log_n_peak;         /**< highest N_ema since step 30; NaN before */
+    uint32_t version;     /**< STQ_RECORD_VERSION */
+    uint32_t pending;     /**< 0, or of a decision that is put off: in its low 8 bits the attempts up to the one that
+                               makes it, above them the steps since its gradients were measured */
+    int64_t steps;        /**< made; with `seed` the state of the random numbers */
+    int64_t skipped;      /**< steps skipped because a gradient was not finite */
+    uint64_t seed;        /**< of the stochastic rounding; replaces that of the configuration */
+    uint64_t peak_bytes;  /**< largest state_bytes so far; 0 = begin anew */
+    double bits_sum;      /**< sum over steps of the all-in bits */
+    int64_t decisions;    /**< made by the policy */
+    int64_t forced;       /**< demotions that the cap forced */
+    int64_t last_step;    /**< of the last decision; 0 before the first */
+    uint64_t last_bytes;  /**< of the global states at the targets of the last decision */
+    double spent;         /**< STQ_CAP_MEAN: bytes times steps up to last_step */
+    double log_n_average; /**< N_ema: average of log n; NaN before the first decision */
+    double log_r_average; /**< R_ema; NaN before the first decision */
+    double log_n_peak;    /**< highest N_ema since step 30; NaN before */
     double volatility_average; /**< of the mean volatility; NaN before it is known */
     double reheating;          /**< 0 to 1: raised by a jump of volatility */
 } stq_adamw_record;
 
 /** What an optimizer remembers of one tensor. States are indexed by stq_state. */
 typedef struct stq_tensor_record {
-    uint8_t bits[2];     /**< widths now: 2 to 8 or 32; 0 before the tensor's first step */
-    uint8_t target[2];   /**< widths last decided; they differ from `bits` while a transition waits for room */
-    uint8_t asked[2];    /**< decisions in a row that asked for a demotion */
-    uint8_t zone;        /**< stq_zone at the last decision */
-    uint8_t reserved;    /**< 0 */
-    int64_t missed;      /**< steps made without a gradient of the tensor; all of them where bits are 0 */
-    double last_log_n;   /**< log n at the last decision; NaN before the first */
+    uint8_t bits[2];   /**< widths now: 2 to 8 or 32; 0 before the tensor's first step */
+    uint8_t target[2]; /**< widths last decided; they differ from `bits` while a transition waits for room */
+    uint8_t asked[2];  /**< decisions in a row that asked for a demotion */
+    uint8_t zone;      /**< stq_zone at the last decision */
+    uint8_t sharing;   /**< 0, or while a decision is put off: how far v varies along rows (bits 0 and 1: 0, 1 and 2 for
+                            a ratio below 0.5, below 1, and 1 or more) and columns (bits 2 and 3); bit 4: less along
+                          columns */
+    int64_t missed;    /**< steps made without a gradient of the tensor; all of them where bits are 0 */
+    double last_log_n; /**< log n at the last decision; NaN before the first */
     stq_factors factors; /**< at the last decision; zeros before */
 } stq_tensor_record;
 

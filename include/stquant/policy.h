@@ -60,7 +60,10 @@ typedef struct stq_policy_config {
     int64_t decide_every;     /**< steps K between decisions (also at steps 1, 10 and 30); default 100 */
     int64_t planned_steps;    /**< length of the run, 0 = unknown */
     stq_shared_mode shared_v; /**< default STQ_SHARED_OFF */
-    double annealing;         /**< 1 = the offsets shrink over the first half of the run, 0 = they stay; default 1 */
+    int64_t decision_delay; /**< calls of stq_adamw_step() from the step whose gradients a decision is made from to the
+                                 one in which widths change, 0 to 16; a GPU then need not wait for the device. The
+                                 first widths are chosen at once. Default 0 */
+    double annealing;       /**< 1 = the offsets shrink over the first half of the run, 0 = they stay; default 1 */
 } stq_policy_config;
 
 /** The defaults named above. */

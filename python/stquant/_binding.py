@@ -139,6 +139,7 @@ class PolicyConfig(Structure):
         ("decide_every", c_int64),
         ("planned_steps", c_int64),
         ("shared_v", c_int),
+        ("decision_delay", c_int64),
         ("annealing", c_double),
     ]
 
@@ -236,7 +237,7 @@ class AdamwRecord(Structure):
 
     _fields_ = [
         ("version", c_uint32),
-        ("reserved", c_uint32),
+        ("pending", c_uint32),
         ("steps", c_int64),
         ("skipped", c_int64),
         ("seed", c_uint64),
@@ -263,7 +264,7 @@ class TensorRecord(Structure):
         ("target", c_uint8 * 2),
         ("asked", c_uint8 * 2),
         ("zone", c_uint8),
-        ("reserved", c_uint8),
+        ("sharing", c_uint8),
         ("missed", c_int64),
         ("last_log_n", c_double),
         ("factors", Factors),
@@ -340,6 +341,8 @@ FUNCTIONS = {
     "stq_adamw_destroy": (None, [_optimizer]),
     "stq_adamw_step": (_status, [_optimizer, POINTER(Step), POINTER(StepResult)]),
     "stq_adamw_decision_due": (_status, [_optimizer, POINTER(c_bool)]),
+    "stq_adamw_only_enqueues": (_status, [_optimizer, POINTER(c_bool)]),
+    "stq_adamw_gradient_norm": (_status, [_optimizer, POINTER(c_double)]),
     "stq_adamw_set_stream": (_status, [_optimizer, c_void_p]),
     "stq_adamw_set_group": (_status, [_optimizer, c_size_t, POINTER(AdamwGroup)]),
     "stq_adamw_memory": (_status, [_optimizer, POINTER(Memory)]),

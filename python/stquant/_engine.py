@@ -55,6 +55,7 @@ class Settings:
     lowest_bits: int
     highest_bits: int
     decide_every: int
+    decision_delay: int | None
     planned_steps: int
     shared_v: bool
     annealing: float
@@ -113,7 +114,14 @@ class TorchMemory:
         return whole[pointer - start : pointer - start + size]
 
 
-def _policy_config(settings: Settings) -> _binding.PolicyConfig:
+def decision_delay(settings: Settings, device: torch.device) -> int:
+    """Steps that a decision is put off by: where nothing else is asked for, two on a GPU, which then never waits for it."""
+    if settings.decision_delay is not None:
+        return settings.decision_delay
+    return 2 if device.type == "cuda" else 0
+
+
+def _policy_config(settings: Settings, device: torch.device) -> _binding.PolicyConfig:
     config = library.stq_policy_defaults()
     kind = "STQ_POLICY_" + settings.policy.upper().replace("-", "_")
     mode = "STQ_CAP_" + settings.cap_mode.upper()
@@ -130,6 +138,7 @@ def _policy_config(settings: Settings) -> _binding.PolicyConfig:
     config.lowest_bits = settings.lowest_bits
     config.highest_bits = settings.highest_bits
     config.decide_every = settings.decide_every
+    config.decision_delay = decision_delay(settings, device)
     config.planned_steps = settings.planned_steps
     config.shared_v = _binding.SHARED_MODES["STQ_SHARED_AUTO" if settings.shared_v else "STQ_SHARED_OFF"]
     config.annealing = settings.annealing
@@ -142,7 +151,7 @@ def _config(
     config = library.stq_adamw_defaults()
     config.groups = (_binding.AdamwGroup * len(groups))(*groups)
     config.group_count = len(groups)
-    config.policy = _policy_config(settings)
+    config.policy = _policy_config(settings, device)
     config.seed = settings.seed
     config.error_compensation = settings.error_compensation
     config.exempt_below = settings.exempt_below
@@ -217,6 +226,7 @@ class Engine:
         )
         self.result = _binding.StepResult(gradient_norm=math.nan)
         self.expected_steps = 0
+        self.only_enqueues = False
         self.use_current_stream()
 
     def _call(self, status: int) -> None:
@@ -226,21 +236,33 @@ class Engine:
         check(status)
 
     def step(self) -> None:
-        """One step with self.step_input, whose arrays the caller has filled. On a GPU the outcome is only asked for where
-        the library waits for the device anyway, to decide widths."""
-        asked = self.device.type == "cpu" or self.expects_decision()
-        self._call(library.stq_adamw_step(self.handle, self.step_input, self.result if asked else None))
-        self.expected_steps += not (asked and self.result.skipped)
+        """One step with self.step_input, whose arrays the caller has filled. On a GPU the outcome is not asked for, because
+        the library would wait for the device."""
+        on_cpu = self.device.type == "cpu"
+        expected = on_cpu or self.expects_decision()
+        self._call(library.stq_adamw_step(self.handle, self.step_input, self.result if on_cpu else None))
+        self.expected_steps += not (on_cpu and self.result.skipped)
+        if expected:
+            self.only_enqueues = self._only_enqueues()
 
     def expects_decision(self) -> bool:
-        """True if the next step decides or changes widths, should no step have been skipped that the host does not know of."""
+        """True if the next step may have to do with a decision: gradients are measured, a decision is put off, widths
+        change; should no step have been skipped that the host does not know of."""
         step = self.expected_steps + 1
-        return self.result.waiting or step in (1, 10, 30) or step % self.settings.decide_every == 0
+        return not self.only_enqueues or step in (1, 10, 30) or step % self.settings.decide_every == 0
+
+    def _only_enqueues(self) -> bool:
+        only = ctypes.c_bool()
+        self._call(library.stq_adamw_only_enqueues(self.handle, only))
+        return only.value
+
+    def decision_under_way(self) -> bool:
+        """True if the next step has to do with a decision, by the counts that the library has."""
+        self.only_enqueues = self._only_enqueues()
+        return not self.only_enqueues
 
     def decision_due(self) -> bool:
-        """True if the next step decides or changes widths."""
-        if self.result.waiting:
-            return True
+        """True if the next step measures its gradients for a decision, and reads the factors that it is given."""
         due = ctypes.c_bool()
         self._call(library.stq_adamw_decision_due(self.handle, due))
         return due.value
@@ -310,6 +332,7 @@ class Engine:
         self._call(library.stq_adamw_fit(self.handle, record, tensors, len(tensors), changed))
         self._call(library.stq_adamw_restore(self.handle, record, tensors, len(tensors)))
         self.expected_steps = record.steps
+        self.only_enqueues = False
         return changed.value
 
     def buffers(self) -> list[dict[str, torch.Tensor]]:
@@ -373,9 +396,10 @@ class Engine:
         return {**sizes, "scales": 2 * library.stq_block_count(spec.count)}
 
     def gradient_norm(self) -> float:
-        """Global norm of the gradients, unscaled and not clipped: of the last step, on a GPU of the last that decided
-        widths; NaN before."""
-        return self.result.gradient_norm
+        """Global norm of the gradients of the last step, unscaled and not clipped; NaN before the first. Waits for a GPU."""
+        norm = ctypes.c_double()
+        self._call(library.stq_adamw_gradient_norm(self.handle, norm))
+        return norm.value
 
     def close(self) -> None:
         """Frees the states now."""

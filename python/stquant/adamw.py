@@ -83,6 +83,9 @@ class AdamW(Optimizer):
         cap_mode: ``'peak'``: the cap holds at every step; ``'mean'``: it is the mean over ``planned_steps``.
         lowest_bits, highest_bits: range of the widths that the policy may choose, 2 to 8.
         decide_every: steps between decisions; there are others at steps 1, 10 and 30.
+        decision_delay: steps from the one whose gradients a decision is made from to the one that changes the widths, 0 to
+            16. None is 0 on a CPU and 2 on a GPU, where a decision then waits for nothing; the same number gives the same
+            bytes on both.
         planned_steps: length of the run, 0 = unknown. Annealing and ``cap_mode='mean'`` use it.
         shared_v: the policy may share second moments along rows or columns where they vary little; None is the library's
             default. Not with ``portable_state`` or DTensors.
@@ -121,6 +124,7 @@ class AdamW(Optimizer):
         lowest_bits: int = 2,
         highest_bits: int = 8,
         decide_every: int = 100,
+        decision_delay: int | None = None,
         planned_steps: int = 0,
         shared_v: bool | None = None,
         annealing: float = 1.0,
@@ -141,6 +145,7 @@ class AdamW(Optimizer):
             lowest_bits=lowest_bits,
             highest_bits=highest_bits,
             decide_every=decide_every,
+            decision_delay=decision_delay,
             planned_steps=planned_steps,
             shared_v=bool(defaults.policy.shared_v) if shared_v is None else shared_v,
             annealing=annealing,
@@ -368,8 +373,9 @@ class AdamW(Optimizer):
     # ---- CUDA graphs ----
 
     def decision_due(self) -> bool:
-        """True if the next step decides widths (steps 1, 10, 30 and every ``decide_every``) or makes a change for which there
-        was no room before: such a step allocates memory, waits for the device, and must be taken without a graph.
+        """True if the next step has to do with a decision: its gradients are measured (steps 1, 10, 30 and every
+        ``decide_every``), the decision comes within ``decision_delay`` steps, or widths change. Such a step must be taken
+        without a graph.
 
         An ordinary step can be captured, alone or with forward and backward pass, once the first step is made and
         while gradients stay in their place (``zero_grad(set_to_none=False)``). The graph stays valid after decisions::
@@ -385,7 +391,7 @@ class AdamW(Optimizer):
         if not engine.expects_decision():
             return False
         engine.steps  # steps in flight, or replayed, may have been skipped
-        return engine.decision_due()
+        return engine.decision_under_way()
 
     def count_replay(self) -> None:
         """To be called after each replay of a graph that contains a step: nothing else tells the host about it."""
@@ -572,8 +578,8 @@ class AdamW(Optimizer):
         """Numbers for a logger such as TensorBoard or W&B, flat and of plain Python types.
 
         Returns:
-            ``step``, ``skipped_steps``, ``gradient_norm`` (after unscaling, before clipping; on a GPU that of the last
-            decision, because reading it waits for the device; NaN before the first step),
+            ``step``, ``skipped_steps``, ``gradient_norm`` (of the last step, after unscaling, before clipping; NaN before
+            the first step),
             ``state_bytes``, ``peak_state_bytes``, ``state_bits`` (all-in bits per state value now), ``mean_state_bits``
             (over the steps so far), ``mean_m_bits`` and ``mean_v_bits`` (code bits, over the coded tensors, weighted by
             elements), and for each coded tensor ``m_bits/NAME``, ``v_bits/NAME``, ``n/NAME``, ``r/NAME`` (magnitude and

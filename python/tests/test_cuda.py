@@ -61,6 +61,34 @@ def test_the_cpus_bytes(policy, dtype):
     assert there.steps == 12
 
 
+@pytest.mark.parametrize("shared", ["row", "column"])
+def test_the_cpus_bytes_of_shared_second_moments(shared):
+    network = small_network(torch.bfloat16)
+    other = on_gpu(network)
+    options = {**OPTIONS, "policy": "fixed", "bits": (4, shared)}
+    here, there = stquant.AdamW(network.parameters(), **options), stquant.AdamW(other.parameters(), **options)
+    for step in range(12):
+        give_same_gradients(network, step)
+        give_same_gradients(other, step)
+        here.step()
+        there.step()
+    assert here._engine.digest() == there._engine.digest()
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(network.parameters(), other.parameters()))
+
+
+def test_second_moments_are_shared_where_the_policy_may():
+    """Gradients of one size everywhere: sharing costs nothing, and the cap asks for it."""
+    network = on_gpu(torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(3))))
+    optimizer = stquant.AdamW(network.parameters(), lr=1e-3, decide_every=5, state_bits=3.2, shared_v=True)
+    for step in range(40):
+        for parameter in network.parameters():
+            parameter.grad = torch.where(torch.rand_like(parameter) < 0.5, 1e-3, -1e-3)
+        optimizer.step()
+    widths = [optimizer._engine.tensor_info(index).v_bits for index in range(6)]
+    assert any(width > 32 for width in widths)
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
 def test_states_are_torch_memory():
     """torch's accounting shows planes and scales, and the cap holds on what it shows."""
     network = on_gpu(torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(8))))
@@ -246,6 +274,32 @@ def gpt2_xl_shapes(width=1600, layers=24):
         shapes += [(width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)]
         shapes += [(4 * width, width), (4 * width,), (width, 4 * width), (width,)]
     return shapes
+
+
+def test_decisions_wait_for_nothing():
+    """Steps around a decision that changes no width, on a stream that is kept busy: none waits until it is done."""
+    network = on_gpu(torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(4))))
+    optimizer = stquant.AdamW(network.parameters(), lr=1e-3, decide_every=40, state_bits=5.0)
+    busy = torch.randn(8192, 8192, device="cuda")
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    for _ in range(38):
+        optimizer.step()
+    torch.cuda.synchronize()
+    widths = [optimizer._engine.tensor_info(index).m_bits for index in range(8)]
+    waited = []
+    for _ in range(2):  # steps 39 and 40: the second one measures
+        for _ in range(6):
+            busy @ busy
+        begin = time.perf_counter()
+        optimizer.step()
+        waited.append(time.perf_counter() - begin)
+    kept_busy = not torch.cuda.current_stream().query()
+    print(f"steps 39 and 40 returned after {1e3 * waited[0]:.2f} and {1e3 * waited[1]:.2f} ms")
+    optimizer.step()
+    optimizer.step()
+    assert kept_busy, "the products were over before the steps returned"
+    assert optimizer.steps == 42 and len(widths) == 8
 
 
 def test_speed():

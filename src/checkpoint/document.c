@@ -104,6 +104,13 @@ static stq_status parse_members(const member *members, size_t count, const json_
     return STQ_OK;
 }
 
+/* Members that are written only where they are not 0. */
+static stq_status parse_optional(const json_t *object, const char *name, int64_t most, const char *what,
+                                 int64_t *value) {
+    *value = 0;
+    return json_object_get(object, name) ? stq_json_integer(object, name, 0, most, what, value) : STQ_OK;
+}
+
 /* ---- Writing ---- */
 
 static json_t *pair(const uint8_t values[2]) { return json_pack("[i, i]", (int)values[0], (int)values[1]); }
@@ -118,6 +125,8 @@ static json_t *format_tensor(const stq_saved_tensor *saved) {
     json_object_set_new(object, "bits", pair(record->bits));
     json_object_set_new(object, "target", pair(record->target));
     json_object_set_new(object, "asked", pair(record->asked));
+    if (record->sharing != 0)
+        json_object_set_new(object, "sharing", json_integer(record->sharing));
     json_object_set_new(object, "missed", json_integer(record->missed));
     json_object_set_new(object, "zone", json_string(stq_zone_name((stq_zone)record->zone)));
     json_object_set_new(object, "last_log_n", stq_json_from_real(record->last_log_n));
@@ -146,7 +155,10 @@ static json_t *format_policy(const stq_policy_config *policy) {
 }
 
 static void format_optimizer(const stq_document *document, const stq_policy_config *policy, json_t *root) {
-    json_object_set_new(root, "optimizer", format_members(record_members, COUNT(record_members), &document->record));
+    json_t *optimizer = format_members(record_members, COUNT(record_members), &document->record);
+    if (document->record.pending != 0)
+        json_object_set_new(optimizer, "pending", json_integer(document->record.pending));
+    json_object_set_new(root, "optimizer", optimizer);
     json_t *groups = json_array(), *tensors = json_array();
     for (size_t i = 0; i < document->group_count; i++)
         json_array_append_new(groups, format_members(group_members, COUNT(group_members), &document->groups[i]));
@@ -218,6 +230,9 @@ static stq_status parse_record(const json_t *object, const char *what, stq_tenso
     STQ_CHECK(parse_pair(object, "bits", what, record->bits));
     STQ_CHECK(parse_pair(object, "target", what, record->target));
     STQ_CHECK(parse_pair(object, "asked", what, record->asked));
+    int64_t sharing;
+    STQ_CHECK(parse_optional(object, "sharing", 31, what, &sharing));
+    record->sharing = (uint8_t)sharing;
     STQ_CHECK(stq_json_integer(object, "missed", 0, INT64_MAX, what, &record->missed));
     STQ_CHECK(parse_zone(object, what, &record->zone));
     STQ_CHECK(stq_json_real(object, "last_log_n", what, &record->last_log_n));
@@ -308,6 +323,9 @@ static stq_status parse_optimizer(stq_document *document, uint64_t file_bytes, c
         return STQ_OK;
     document->record.version = STQ_RECORD_VERSION;
     STQ_CHECK(parse_members(record_members, COUNT(record_members), optimizer, what, &document->record));
+    int64_t pending;
+    STQ_CHECK(parse_optional(optimizer, "pending", UINT32_MAX, what, &pending));
+    document->record.pending = (uint32_t)pending;
     STQ_CHECK(parse_list(document->root, "groups", sizeof *document->groups, file_bytes, what, &list, &memory, &count));
     document->groups = memory;
     document->group_count = count;

@@ -35,7 +35,7 @@ static void release(void *context, void *pointer, size_t bytes) {
 /* ---- Lists ---- */
 
 /* Everything the backend allocates on the device for a list of items, in bytes; a NULL `cuda` only counts. */
-static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, size_t groups, int64_t shared_means,
+static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, const stq_adamw *o, int64_t shared_means,
                                   uint64_t *bytes) {
     const size_t items = (size_t)list->item_count, segments = (size_t)list->segment_count;
     const size_t means = (size_t)shared_means;
@@ -51,9 +51,11 @@ static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, size
         {(void **)&to->first_segment, (items + 1) * sizeof *to->first_segment},
         {(void **)&to->sums, (segments + items + 1) * sizeof *to->sums},
         {(void **)&to->coefficients, items * sizeof *to->coefficients},
-        {(void **)&to->groups, groups * sizeof *to->groups},
+        {(void **)&to->groups, o->group_count * sizeof *to->groups},
         {(void **)&to->missed, items * sizeof *to->missed},
         {(void **)&to->control, sizeof *to->control},
+        {(void **)&to->gate, sizeof *to->gate},
+        {(void **)&to->chunks, (size_t)stq_cuda_count_chunks(o) * sizeof *to->chunks},
         {(void **)&to->share_sums, means * sizeof *to->share_sums},
         {(void **)&to->share_factors, means * sizeof *to->share_factors},
         {(void **)&to->saturated, means ? items * sizeof *to->saturated : 0},
@@ -85,8 +87,8 @@ static uint64_t record_bytes(const stq_adamw *o) {
         list.tile_count += one.tile_count;
         list.segment_count += one.segment_count;
     }
-    (void)allocate_lists(NULL, &list, o->group_count, means, &bytes);
-    return bytes + 3 * (uint64_t)count * sizeof(stq_device_item) + (uint64_t)probe_values * sizeof(float);
+    (void)allocate_lists(NULL, &list, o, means, &bytes);
+    return bytes + 3 * (uint64_t)count * sizeof(stq_device_item) + stq_cuda_measure_bytes(o, probe_values);
 }
 
 static stq_status fill_lists(stq_cuda *cuda, const stq_adamw *o) {
@@ -115,8 +117,6 @@ static stq_status allocate_staging(stq_cuda *cuda, const stq_adamw *o) {
     }
     STQ_CUDA_CHECK(cudaMallocHost((void **)&cuda->counted, sizeof *cuda->counted));
     stq_cuda_share_places(o, cuda->places, &cuda->means, &cuda->probe_values);
-    if (cuda->probe_values > 0)
-        STQ_CUDA_CHECK(cudaMallocHost((void **)&cuda->probes, (size_t)cuda->probe_values * sizeof *cuda->probes));
     return STQ_OK;
 }
 
@@ -129,8 +129,9 @@ static stq_status fill_context(stq_cuda *cuda, stq_adamw *o, int device) {
     STQ_CUDA_CHECK(cudaSetDevice(device));
     STQ_CHECK(stq_worklist_make(&cuda->list, o->store.items, o->tensor_count));
     STQ_CHECK(allocate_staging(cuda, o));
-    STQ_CUDA_CHECK(allocate_lists(cuda, &cuda->list, o->group_count, cuda->means, &bytes));
-    return fill_lists(cuda, o);
+    STQ_CUDA_CHECK(allocate_lists(cuda, &cuda->list, o, cuda->means, &bytes));
+    STQ_CHECK(fill_lists(cuda, o));
+    return stq_cuda_open_measures(cuda, o);
 }
 
 static void close_context(void *context) {
@@ -138,9 +139,9 @@ static void close_context(void *context) {
     if (cuda == NULL)
         return;
     (void)cudaStreamSynchronize(cuda->stream);
-    void *device[] = {cuda->items,   cuda->tiles,        cuda->segments,      cuda->first_segment,
-                      cuda->sums,    cuda->coefficients, cuda->groups,        cuda->missed,
-                      cuda->control, cuda->share_sums,   cuda->share_factors, cuda->saturated};
+    void *device[] = {cuda->items,         cuda->tiles,     cuda->segments, cuda->first_segment, cuda->sums,
+                      cuda->coefficients,  cuda->groups,    cuda->missed,   cuda->control,       cuda->share_sums,
+                      cuda->share_factors, cuda->saturated, cuda->gate,     cuda->chunks};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         (void)cudaFree(device[i]);
     for (int i = 0; i < STQ_CUDA_SLOTS; i++) {
@@ -149,7 +150,7 @@ static void close_context(void *context) {
             (void)cudaEventDestroy(cuda->copied[i]);
     }
     (void)cudaFreeHost(cuda->counted);
-    (void)cudaFreeHost(cuda->probes);
+    stq_cuda_close_measures(cuda);
     (void)cudaGetLastError();
     stq_worklist_free(&cuda->list);
     free(cuda->present);
@@ -204,6 +205,7 @@ const stq_backend stq_cuda_backend = {
     .close = close_context,
     .step = stq_cuda_adamw_step,
     .settle = stq_cuda_settle,
+    .undecided = stq_cuda_undecided,
     .set_group = set_group,
     .set_stream = set_stream,
     .share_probes = stq_cuda_share_probes,

@@ -11,6 +11,18 @@
 /* Uploads of items in flight at most: the host writes one while the copy of the other may still be read. */
 #define STQ_CUDA_SLOTS 2
 
+/* Factors, probes and counts of one step, in pinned memory. */
+typedef struct stq_measure {
+    int64_t attempt; /* the step's, counted in steps made or skipped; 0 = none */
+    bool scored;     /* with factors */
+    cudaEvent_t done;
+    void *pinned; /* in which the others lie */
+    stq_control *control;
+    stq_gate *gate;
+    stq_score *scores; /* one an item */
+    float *probes;
+} stq_measure;
+
 /* Where an item's scratch for shared second moments lies: -1 where it never shares. */
 typedef struct stq_share_place {
     int64_t means_at;
@@ -38,7 +50,19 @@ typedef struct stq_cuda {
     stq_share_place *places; /* host memory, one an item */
     int64_t means;           /* of all items that may share */
     int64_t probe_values;
-    float *probes; /* pinned: the second moments at the probes, as read last */
+    const float *probes; /* the second moments at the probes, as measured last */
+
+    stq_gate *gate;   /* on the device */
+    stq_tile *chunks; /* on the device: STQ_SCORE_ROWS rows each, of all coded tensors */
+    int64_t chunk_count;
+    int64_t vector_length;
+    stq_score *plan; /* one an item, what is measured of it */
+    bool whole;      /* no tensor is a slice */
+    stq_measure measures[STQ_LARGEST_DELAY + 1];
+    int measure_count;
+    bool measured;     /* the gate has been passed since it was opened */
+    int64_t handled;   /* decision steps up to this one are measured, or passed over */
+    uint64_t restored; /* the optimizer's, when device and host last agreed */
 
     stq_device_item *present;                /* the items as uploaded last */
     stq_device_item *staged[STQ_CUDA_SLOTS]; /* pinned */
@@ -65,8 +89,35 @@ stq_status stq_cuda_error(cudaError_t error, const char *call);
 /* Brings the items, as the store has them now, to the device. */
 stq_status stq_cuda_upload_items(stq_adamw *o);
 
-/* Factors of all tensors that take part in this step, one entry a tensor; waits for the device. */
-stq_status stq_cuda_factors(stq_adamw *o, double unscale, stq_factors *factors);
+/* Whether the policy chooses widths by factors. */
+bool stq_cuda_chooses(const stq_adamw *o);
+
+/* Entries of the list of chunks, and bytes of all measures: part of the records. */
+int64_t stq_cuda_count_chunks(const stq_adamw *o);
+uint64_t stq_cuda_measure_bytes(const stq_adamw *o, int64_t probe_values);
+
+/* Makes and frees what measures need, once the lists are allocated. */
+stq_status stq_cuda_open_measures(stq_cuda *cuda, const stq_adamw *o);
+void stq_cuda_close_measures(stq_cuda *cuda);
+
+/* Drops measures under way; decision steps up to `steps` count as handled. */
+void stq_cuda_forget_measures(stq_cuda *cuda, int64_t steps);
+
+/* The undecided slot of the backend table. */
+bool stq_cuda_undecided(const void *context);
+
+/*
+ * Enqueues the measuring of step `attempt`, whose counts are made on the device already: with factors if `scores`. It
+ * takes place if the step is made and, with `every` other than 0, if it is a decision step and nothing has been
+ * measured since the last decision was made.
+ */
+stq_status stq_cuda_measure(stq_adamw *o, const stq_step *step, int64_t attempt, int64_t every, bool scores);
+
+/* Waits for measures of attempts up to `last`, and hands what they found to the optimizer, its counts too. */
+stq_status stq_cuda_collect(stq_adamw *o, int64_t last);
+
+/* Sets the host's counts. */
+void stq_cuda_correct_counts(stq_adamw *o, int64_t steps, int64_t skipped);
 
 /* Second moments that are shared from this step on: their means, after which their codes are freed. The items are on
  * the device; they are afterwards too. */
@@ -74,9 +125,6 @@ stq_status stq_cuda_begin_sharing(stq_adamw *o);
 
 /* Takes the step's gradients into the means of shared second moments. */
 stq_status stq_cuda_follow_shared(stq_adamw *o);
-
-/* Reads second moments at the probes into cuda->probes; waits for the device. */
-stq_status stq_cuda_fetch_probes(stq_adamw *o);
 
 /* The places of all items, and how much room they take; `places` may be NULL. Slices count as whole tensors. */
 void stq_cuda_share_places(const stq_adamw *o, stq_share_place *places, int64_t *means, int64_t *probe_values);

@@ -6,6 +6,7 @@
  */
 #include "cuda/kernels.h"
 #include "cuda/tree.cuh"
+#include "policy/due.h"
 #include "quant/convert.h"
 #include "score/power.h"
 
@@ -211,6 +212,31 @@ static __global__ void __launch_bounds__(TREE_THREADS)
     }
 }
 
+static __global__ void gate_kernel(stq_gate *gate, const stq_control *control, int64_t every, double unscale,
+                                   const float *loss_scale) {
+    bool due = every == 0 || (!gate->measured && stq_is_decision_step(control->steps, every));
+    gate->active = due && !control->skip;
+    if (!gate->active)
+        return;
+    gate->measured = 1;
+    gate->step = control->steps;
+    gate->unscale = loss_scale ? unscale / (double)*loss_scale : unscale;
+}
+
+/* Where the gate is closed no tensor takes part. */
+static __global__ void __launch_bounds__(TREE_THREADS)
+    close_kernel(const stq_gate *gate, stq_score *scores, int64_t count) {
+    int64_t i = (int64_t)blockIdx.x * TREE_THREADS + threadIdx.x;
+    if (i < count && !gate->active)
+        scores[i].rows = scores[i].ranked = 0;
+}
+
+cudaError_t stq_cuda_open_gate(stq_gate *gate, const stq_control *control, int64_t every, double unscale,
+                               const float *loss_scale, cudaStream_t stream) {
+    gate_kernel<<<1, 1, 0, stream>>>(gate, control, every, unscale, loss_scale);
+    return cudaGetLastError();
+}
+
 cudaError_t stq_cuda_score_rows(const stq_score_lists *lists, bool measure, stq_score *scores, cudaStream_t stream) {
     const unsigned chunks = (unsigned)lists->chunk_count;
     if (chunks > 0 && measure)
@@ -237,7 +263,7 @@ cudaError_t stq_cuda_score_next(const stq_score_lists *lists, stq_score *scores,
 cudaError_t stq_cuda_slice_moments(const stq_score_lists *lists, double *fourths, int32_t *largest,
                                    cudaStream_t stream) {
     int64_t count = lists->segment_count;
-    cudaError_t error = stq_cuda_moments(lists->items, lists->segments, count, lists->moments, stream);
+    cudaError_t error = stq_cuda_moments(lists->items, lists->segments, count, NULL, lists->moments, stream);
     if (error != cudaSuccess || count == 0)
         return error;
     const unsigned blocks = (unsigned)((count + TREE_THREADS - 1) / TREE_THREADS);
@@ -258,7 +284,11 @@ cudaError_t stq_cuda_scores(const stq_score_lists *lists, stq_score *scores, cud
     const unsigned tensors = (unsigned)lists->item_count, chunks = (unsigned)lists->chunk_count;
     if (tensors == 0 || chunks == 0)
         return cudaSuccess;
-    cudaError_t error = stq_cuda_moments(lists->items, lists->segments, lists->segment_count, lists->moments, stream);
+    if (lists->gate != NULL)
+        close_kernel<<<(tensors + TREE_THREADS - 1) / TREE_THREADS, TREE_THREADS, 0, stream>>>(lists->gate, scores,
+                                                                                               lists->item_count);
+    cudaError_t error =
+        stq_cuda_moments(lists->items, lists->segments, lists->segment_count, lists->gate, lists->moments, stream);
     if (error != cudaSuccess)
         return error;
     begin_kernel<<<tensors, TREE_THREADS, 0, stream>>>(lists->items, lists->first_segment, lists->moments, scores);

@@ -33,9 +33,9 @@ cudaError_t stq_cuda_segment_squares(const stq_device_item *items, const stq_til
 cudaError_t stq_cuda_norm(const stq_device_item *items, int64_t item_count, const int64_t *first_segment,
                           const double *squares, double *sums, double *norm, cudaStream_t stream);
 
-/* All sums of every segment. */
+/* All sums of every segment; none where `gate` is not NULL and not active. */
 cudaError_t stq_cuda_moments(const stq_device_item *items, const stq_tile *segments, int64_t segment_count,
-                             stq_moment_sums *sums, cudaStream_t stream);
+                             const stq_gate *gate, stq_moment_sums *sums, cudaStream_t stream);
 
 /* What the factors of all tensors are computed from and with. */
 typedef struct stq_score_lists {
@@ -48,7 +48,15 @@ typedef struct stq_score_lists {
     int64_t chunk_count;
     stq_moment_sums *moments; /* scratch, one a segment */
     int32_t *vectors;         /* scratch, rows + cols of every ranked tensor */
+    const stq_gate *gate;     /* NULL, or where it is not active nothing is measured */
 } stq_score_lists;
+
+/*
+ * Sets gate->active: with `every` 0 in each step that is made, else in one of decision steps every `every` that is made
+ * while nothing has been measured. `unscale` is divided by *loss_scale, if there is one.
+ */
+cudaError_t stq_cuda_open_gate(stq_gate *gate, const stq_control *control, int64_t every, double unscale,
+                               const float *loss_scale, cudaStream_t stream);
 
 /* Fills in `scores`, one an item. */
 cudaError_t stq_cuda_scores(const stq_score_lists *lists, stq_score *scores, cudaStream_t stream);

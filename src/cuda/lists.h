@@ -84,6 +84,15 @@ typedef struct stq_share_lists {
     const stq_control *control;
 } stq_share_lists;
 
+/* Whether a step's gradients are measured for a decision; it lives on the device, which knows whether the step is made.
+ */
+typedef struct stq_gate {
+    uint32_t active;   /* in this step */
+    uint32_t measured; /* since the host opened the gate */
+    int64_t step;      /* whose gradients were measured last */
+    double unscale;    /* of that step's gradients */
+} stq_gate;
+
 /* Rows that one thread block takes in the products behind the stable rank. */
 #define STQ_SCORE_ROWS 64
 

@@ -71,22 +71,6 @@ stq_status stq_cuda_follow_shared(stq_adamw *o) {
     return STQ_OK;
 }
 
-stq_status stq_cuda_fetch_probes(stq_adamw *o) {
-    stq_cuda *cuda = o->backend_context;
-    size_t bytes = (size_t)cuda->probe_values * sizeof *cuda->probes;
-    float *values;
-    if (bytes == 0)
-        return STQ_OK;
-    STQ_CUDA_CHECK(cudaMallocAsync((void **)&values, bytes, cuda->stream));
-    cudaError_t error = stq_cuda_read_probes(cuda->items, cuda->list.item_count, values, cuda->stream);
-    if (error == cudaSuccess)
-        error = cudaMemcpyAsync(cuda->probes, values, bytes, cudaMemcpyDeviceToHost, cuda->stream);
-    (void)cudaFreeAsync(values, cuda->stream);
-    STQ_CUDA_CHECK(error);
-    STQ_CUDA_CHECK(cudaStreamSynchronize(cuda->stream));
-    return STQ_OK;
-}
-
 stq_status stq_cuda_share_probes(void *context, const stq_item *item, float *values) {
     const stq_cuda *cuda = context;
     const stq_share_place *place = &cuda->places[item->tensor];

@@ -101,8 +101,11 @@ static __global__ void __launch_bounds__(TREE_THREADS)
 }
 
 static __global__ void __launch_bounds__(TREE_THREADS)
-    moments_kernel(const stq_device_item *items, const stq_tile *segments, stq_moment_sums *sums) {
+    moments_kernel(const stq_device_item *items, const stq_tile *segments, const stq_gate *gate,
+                   stq_moment_sums *sums) {
     __shared__ double accumulators[STQ_TREE_WIDTH];
+    if (gate != NULL && !gate->active)
+        return;
     stq_tile segment = segments[blockIdx.x];
     own_sums<true> own = {};
     if (items[segment.item].item.gradient != NULL)
@@ -168,8 +171,8 @@ cudaError_t stq_cuda_norm(const stq_device_item *items, int64_t item_count, cons
 }
 
 cudaError_t stq_cuda_moments(const stq_device_item *items, const stq_tile *segments, int64_t segment_count,
-                             stq_moment_sums *sums, cudaStream_t stream) {
+                             const stq_gate *gate, stq_moment_sums *sums, cudaStream_t stream) {
     if (segment_count > 0)
-        moments_kernel<<<(unsigned)segment_count, TREE_THREADS, 0, stream>>>(items, segments, sums);
+        moments_kernel<<<(unsigned)segment_count, TREE_THREADS, 0, stream>>>(items, segments, gate, sums);
     return cudaGetLastError();
 }

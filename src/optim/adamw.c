@@ -119,6 +119,7 @@ stq_status stq_adamw_prepare(stq_adamw **optimizer, const stq_adamw_config *conf
     o->cpu = (stq_cpu){.threads = config->threads};
     o->backend_context = &o->cpu;
     o->seed = config->seed;
+    o->gradient_norm = NAN;
     o->error_compensation = config->error_compensation;
     o->group_count = config->group_count ? config->group_count : 1;
     o->tensor_count = tensor_count;

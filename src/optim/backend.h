@@ -47,6 +47,8 @@ typedef struct stq_backend {
     stq_status (*step)(struct stq_adamw *optimizer, const stq_step *step, stq_step_result *result);
     /* Waits for steps in flight and brings the optimizer's counts up to date. */
     stq_status (*settle)(struct stq_adamw *optimizer);
+    /* Whether factors are on their way to the host. */
+    bool (*undecided)(const void *context);
     /* Changes a group for the steps that are enqueued from now on. */
     stq_status (*set_group)(void *context, size_t index, const stq_adamw_group *group);
     /* The stream of what follows. */

@@ -33,6 +33,12 @@ struct stq_adamw {
     uint64_t parameters; /* elements held here */
     int64_t steps;       /* made */
     int64_t skipped;
+    /* A decision whose factors are measured already: made in front of that attempt, counted in steps made or skipped.
+     */
+    int64_t pending_step; /* whose gradients were measured; 0 = none */
+    int64_t pending_attempt;
+    uint64_t restored;       /* states that were put back */
+    double gradient_norm;    /* of the latest step that the host knows of */
     double bits_sum;         /* sum over steps of all-in bits */
     double decision_seconds; /* of the last decision */
 };
@@ -44,14 +50,29 @@ stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *ten
 stq_status stq_adamw_prepare(stq_adamw **optimizer, const stq_adamw_config *config, const stq_tensor *tensors,
                              size_t tensor_count);
 
-/* Whether the next step decides widths, by the counts that the host knows. */
+/* Whether the next step measures gradients for a decision, by the counts that the host knows. */
 stq_status stq_step_due(const stq_adamw *o, bool *due);
 
 /* Whether tensors that have a gradient want widths that they do not have yet, first widths among them. */
 bool stq_step_waiting(const stq_adamw *o);
 
-/* Factors and widths for step `step_number`: sets the targets. */
+/* Measures factors for a decision in step `step_number`, and makes it: at once, or later by the policy's delay. */
 stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number);
+
+/* The same with factors that are measured already, one a tensor; r is 0 for tensors without a gradient. */
+stq_status stq_step_measured(stq_adamw *o, const stq_factors *factors);
+
+/* Whether every tensor has a width to go to: before that a decision is not put off. */
+bool stq_step_has_widths(const stq_adamw *o);
+
+/* Whether the next attempt makes a decision that was put off to it. */
+bool stq_step_concludes(const stq_adamw *o);
+
+/* Makes a decision that was put off to the next attempt; *decided tells whether there was one. */
+stq_status stq_step_conclude(stq_adamw *o, bool *decided);
+
+/* The factors are there: decides for step `step_number` now, or puts that off to attempt `attempt` plus the delay. */
+stq_status stq_step_settle_decision(stq_adamw *o, int64_t step_number, int64_t attempt);
 
 /* Waits for steps in flight, so that counts and states are those of all steps so far. What a reader sees is no change
  * of the optimizer, which is why it may be const. */

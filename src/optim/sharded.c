@@ -98,19 +98,13 @@ static uint64_t configuration_digest(const stq_adamw_config *config, const stq_t
                                      const stq_flat *flat) {
     const stq_policy_config *p = &config->policy;
     double reals[] = {p->state_bits, p->annealing, config->error_compensation};
-    int64_t integers[] = {(int64_t)p->kind,
-                          (int64_t)p->cap_bytes,
-                          (int64_t)p->cap_mode,
-                          p->fixed_m_bits,
-                          p->fixed_v_bits,
-                          p->lowest_bits,
-                          p->highest_bits,
-                          p->decide_every,
-                          p->planned_steps,
-                          (int64_t)config->seed,
-                          config->exempt_below,
-                          (int64_t)count,
-                          (int64_t)config->group_count,
+    int64_t integers[] = {(int64_t)p->kind,      (int64_t)p->cap_bytes,
+                          (int64_t)p->cap_mode,  p->fixed_m_bits,
+                          p->fixed_v_bits,       p->lowest_bits,
+                          p->highest_bits,       p->decide_every,
+                          p->decision_delay,     p->planned_steps,
+                          (int64_t)config->seed, config->exempt_below,
+                          (int64_t)count,        (int64_t)config->group_count,
                           flat->length};
     uint64_t digest = mix(mix(UINT64_C(0xcbf29ce484222325), reals, sizeof reals), integers, sizeof integers);
     if (config->groups)
@@ -392,12 +386,13 @@ static stq_status find_norm(stq_sharded *s, const void *gradients, stq_step *ste
 static stq_status update(stq_sharded *s, const void *gradients, stq_step *step, stq_step_result *done, bool asked) {
     bool due = false;
     STQ_CHECK(stq_step_due(s->adamw, &due));
-    if (due || asked)
+    bool concludes = stq_step_concludes(s->adamw);
+    if (due || asked || concludes)
         STQ_CHECK(stq_comm_finish(s->comm, "the gradients"));
     STQ_CHECK(stq_adamw_decision_due(s->adamw, &due));
     if (due)
         STQ_CHECK(prepare_decision(s, gradients, step));
-    bool waits = due || asked || s->device_context == NULL;
+    bool waits = due || asked || concludes || s->device_context == NULL;
     STQ_CHECK(stq_adamw_step(s->adamw, step, waits ? done : NULL));
     if (!done->decided)
         return STQ_OK;

@@ -13,6 +13,8 @@
 _Static_assert(sizeof(stq_adamw_record) == 128, "the record's layout is public");
 _Static_assert(sizeof(stq_tensor_record) == 88, "the record's layout is public");
 
+static unsigned ratio_class(double ratio) { return ratio >= 1 ? 2 : ratio >= 0.5 ? 1 : 0; }
+
 static void save_tensor(const stq_adamw *o, size_t i, stq_tensor_record *record) {
     const stq_policy_tensor *decided = &o->decided[i];
     *record = (stq_tensor_record){
@@ -23,6 +25,18 @@ static void save_tensor(const stq_adamw *o, size_t i, stq_tensor_record *record)
         record->target[state] = o->targets[i][state];
         record->asked[state] = decided->asked[state];
     }
+    if (o->pending_step != 0)
+        record->sharing = (uint8_t)(ratio_class(decided->ratio[0]) | ratio_class(decided->ratio[1]) << 2 |
+                                    (decided->ratio[1] > decided->ratio[0]) << 4);
+}
+
+/* Ratios that a policy takes as it would take those behind the classes. */
+static void restore_ratios(double ratio[2], uint8_t sharing) {
+    static const double values[4] = {0, 0.5, 1, 1};
+    ratio[0] = values[sharing & 3];
+    ratio[1] = values[sharing >> 2 & 3];
+    if ((sharing >> 4 & 1) && ratio[1] <= ratio[0])
+        ratio[1] = 1.5 * ratio[0];
 }
 
 static stq_status check_count(const stq_adamw *o, size_t tensor_count) {
@@ -55,6 +69,9 @@ stq_status stq_adamw_save_records(const stq_adamw *o, stq_adamw_record *record, 
         .volatility_average = policy->volatility_average,
         .reheating = policy->reheating,
     };
+    if (o->pending_step != 0)
+        record->pending =
+            (uint32_t)(o->pending_attempt - o->steps - o->skipped) | (uint32_t)(o->steps - o->pending_step) << 8;
     for (size_t i = 0; i < tensor_count; i++)
         save_tensor(o, i, &tensors[i]);
     return STQ_OK;
@@ -70,6 +87,11 @@ static stq_status check_record(const stq_adamw_record *record) {
     if (record->steps < 0 || record->steps > INT64_MAX / 2 || record->skipped < 0)
         return stq_error(STQ_CORRUPT, "The optimizer's record counts %lld steps and %lld skipped ones.",
                          (long long)record->steps, (long long)record->skipped);
+    uint32_t ahead = record->pending & 0xff, ago = record->pending >> 8;
+    if (record->pending != 0 &&
+        (ahead < 1 || ahead > STQ_LARGEST_DELAY || ago >= STQ_LARGEST_DELAY || ago >= record->steps))
+        return stq_error(STQ_CORRUPT, "The optimizer's record has a decision %u steps ago, to be made in %u, of %lld.",
+                         ago, ahead, (long long)record->steps);
     if (record->decisions < 0 || record->forced < 0 || record->last_step < 0 || record->last_step > record->steps + 1 ||
         record->last_bytes > INT64_MAX)
         return stq_error(STQ_CORRUPT, "The optimizer's record counts %lld decisions, the last at step %lld of %lld.",
@@ -200,6 +222,7 @@ static stq_policy_tensor restored_tensor(const stq_adamw *o, size_t i, const stq
         tensor.target[state] = record->target[state];
         tensor.asked[state] = record->asked[state];
     }
+    restore_ratios(tensor.ratio, record->sharing);
     return tensor;
 }
 
@@ -313,6 +336,9 @@ stq_status stq_adamw_restore(stq_adamw *o, const stq_adamw_record *record, const
     o->steps = from->steps;
     o->skipped = from->skipped;
     o->bits_sum = from->bits_sum;
+    o->restored++;
+    o->pending_step = from->pending ? from->steps - (from->pending >> 8) : 0;
+    o->pending_attempt = from->steps + from->skipped + (from->pending & 0xff);
     o->store.pool.peak = from->peak_bytes > o->store.pool.bytes ? from->peak_bytes : o->store.pool.bytes;
     for (size_t i = 0; i < tensor_count; i++) {
         o->decided[i] = restored_tensor(o, i, made ? &tensors[i] : &empty);

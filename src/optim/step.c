@@ -83,6 +83,50 @@ static stq_status measure_sharing(stq_adamw *o, size_t i) {
     return STQ_OK;
 }
 
+/* Widths out of the factors. */
+static stq_status choose_widths(stq_adamw *o, int64_t step_number) {
+    for (size_t i = 0; i < o->tensor_count; i++)
+        for (int state = 0; state < 2; state++)
+            o->decided[i].bits[state] = (uint8_t)stq_store_planes(&o->store, i, state)->bits;
+    double begin = omp_get_wtime();
+    STQ_CHECK(stq_policy_decide(&o->policy, o->decided, o->tensor_count, step_number));
+    o->decision_seconds = omp_get_wtime() - begin;
+    for (size_t i = 0; i < o->tensor_count; i++)
+        for (int state = 0; state < 2; state++)
+            o->targets[i][state] = o->decided[i].target[state];
+    return STQ_OK;
+}
+
+bool stq_step_has_widths(const stq_adamw *o) {
+    for (size_t i = 0; i < o->tensor_count; i++)
+        if (o->targets[i][0] == 0)
+            return false;
+    return true;
+}
+
+stq_status stq_step_settle_decision(stq_adamw *o, int64_t step_number, int64_t attempt) {
+    int64_t delay = o->policy.config.decision_delay;
+    o->pending_step = 0;
+    if (delay == 0 || !stq_step_has_widths(o))
+        return choose_widths(o, step_number);
+    o->pending_step = step_number;
+    o->pending_attempt = attempt + delay;
+    return STQ_OK;
+}
+
+bool stq_step_concludes(const stq_adamw *o) {
+    return o->pending_step != 0 && o->steps + o->skipped + 1 >= o->pending_attempt;
+}
+
+stq_status stq_step_conclude(stq_adamw *o, bool *decided) {
+    *decided = stq_step_concludes(o);
+    if (!*decided)
+        return STQ_OK;
+    STQ_CHECK(choose_widths(o, o->pending_step));
+    o->pending_step = 0;
+    return STQ_OK;
+}
+
 stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number) {
     stq_policy_kind kind = o->policy.config.kind;
     bool needs_factors = kind == STQ_POLICY_ZONES || kind == STQ_POLICY_RATE_DISTORTION;
@@ -90,15 +134,18 @@ stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, i
         if (needs_factors)
             STQ_CHECK(factors_of(o, i, step, unscale));
         STQ_CHECK(measure_sharing(o, i));
-        for (int state = 0; state < 2; state++)
-            o->decided[i].bits[state] = (uint8_t)stq_store_planes(&o->store, i, state)->bits;
     }
-    double begin = omp_get_wtime();
-    STQ_CHECK(stq_policy_decide(&o->policy, o->decided, o->tensor_count, step_number));
-    o->decision_seconds = omp_get_wtime() - begin;
-    for (size_t i = 0; i < o->tensor_count; i++)
-        for (int state = 0; state < 2; state++)
-            o->targets[i][state] = o->decided[i].target[state];
+    return stq_step_settle_decision(o, step_number, o->steps + o->skipped + 1);
+}
+
+stq_status stq_step_measured(stq_adamw *o, const stq_factors *factors) {
+    for (size_t i = 0; i < o->tensor_count; i++) {
+        if (!o->exempt[i] && factors[i].r != 0)
+            o->decided[i].factors = factors[i];
+        else if (!o->exempt[i] && o->decided[i].factors.r == 0)
+            o->decided[i].factors.r = 1;
+        STQ_CHECK(measure_sharing(o, i));
+    }
     return STQ_OK;
 }
 
@@ -168,9 +215,8 @@ static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_numb
 
 /* Tensors restored without a state have no target yet, which calls for a decision out of turn. */
 stq_status stq_step_due(const stq_adamw *o, bool *due) {
-    *due = stq_policy_due(&o->policy, o->steps + 1);
-    for (size_t i = 0; i < o->tensor_count && !*due; i++)
-        *due = o->targets[i][0] == 0;
+    bool put_off = o->pending_step != 0 && o->pending_attempt > o->steps + o->skipped + 1;
+    *due = (stq_policy_due(&o->policy, o->steps + 1) && !put_off) || !stq_step_has_widths(o);
     return STQ_OK;
 }
 
@@ -185,6 +231,20 @@ bool stq_step_waiting(const stq_adamw *o) {
 
 stq_status stq_adamw_settle(const stq_adamw *o) {
     return o->backend->settle ? o->backend->settle((stq_adamw *)(uintptr_t)o) : STQ_OK;
+}
+
+stq_status stq_adamw_only_enqueues(const stq_adamw *o, bool *only) {
+    bool due = false;
+    STQ_CHECK(stq_step_due(o, &due));
+    *only = !due && o->pending_step == 0 && !stq_step_waiting(o) &&
+            (!o->backend->undecided || !o->backend->undecided(o->backend_context));
+    return STQ_OK;
+}
+
+stq_status stq_adamw_gradient_norm(const stq_adamw *o, double *norm) {
+    STQ_CHECK(stq_adamw_settle(o));
+    *norm = o->gradient_norm;
+    return STQ_OK;
 }
 
 /* Steps in flight may turn out to be skipped, never more than the host expects. */
@@ -208,15 +268,19 @@ stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *r
     if (o->backend->step)
         return o->backend->step(o, step, result);
     double unscale = step->loss_scale ? step->unscale / (double)*step->loss_scale : step->unscale;
+    STQ_CHECK(stq_step_conclude(o, &done.decided));
     STQ_CHECK(gradient_norm(o, step, unscale, &done.gradient_norm));
+    o->gradient_norm = done.gradient_norm;
     done.skipped = !isfinite(done.gradient_norm) || (step->found_infinite && *step->found_infinite != 0.0f);
     if (done.skipped) {
         o->skipped++;
     } else {
         int64_t step_number = o->steps + 1;
-        STQ_CHECK(stq_adamw_decision_due(o, &done.decided));
-        if (done.decided)
+        bool due;
+        STQ_CHECK(stq_adamw_decision_due(o, &due));
+        if (due)
             STQ_CHECK(stq_step_decide(o, step, unscale, step_number));
+        done.decided = done.decided || (due && o->pending_step == 0);
         STQ_CHECK(update(o, unscale * stq_clip_factor(done.gradient_norm, step->max_gradient_norm), step_number));
     }
     done.waiting = stq_step_waiting(o);

@@ -77,6 +77,9 @@ static stq_status check_config(const stq_policy_config *config) {
     if (config->decide_every < 1)
         return stq_error(STQ_INVALID_ARGUMENT, "decide_every is %lld; use 1 or more steps.",
                          (long long)config->decide_every);
+    if (config->decision_delay < 0 || config->decision_delay > STQ_LARGEST_DELAY)
+        return stq_error(STQ_INVALID_ARGUMENT, "decision_delay is %lld; use 0 to %d steps.",
+                         (long long)config->decision_delay, STQ_LARGEST_DELAY);
     if (config->planned_steps < 0)
         return stq_error(STQ_INVALID_ARGUMENT, "planned_steps is %lld; use 0 where the length is not known.",
                          (long long)config->planned_steps);
@@ -153,5 +156,16 @@ bool stq_policy_due(const stq_policy *policy, int64_t step) {
         return true;
     if (policy->config.kind == STQ_POLICY_FLOAT32 || policy->config.kind == STQ_POLICY_FIXED)
         return false;
-    return step == 10 || step == 30 || step % policy->config.decide_every == 0;
+    return stq_is_decision_step(step, policy->config.decide_every);
+}
+
+int64_t stq_policy_next_due(const stq_policy *policy, int64_t after) {
+    if (after < 1)
+        return 1;
+    if (policy->config.kind == STQ_POLICY_FLOAT32 || policy->config.kind == STQ_POLICY_FIXED)
+        return INT64_MAX;
+    int64_t every = policy->config.decide_every;
+    int64_t next = after > INT64_MAX - every ? INT64_MAX : (after / every + 1) * every;
+    int64_t early = after < 10 ? 10 : after < 30 ? 30 : next;
+    return early < next ? early : next;
 }

@@ -10,6 +10,11 @@
 #include <stquant/policy.h>
 #include <stquant/quant.h>
 
+#include "policy/due.h"
+
+/* Largest decision_delay. */
+#define STQ_LARGEST_DELAY 16
+
 /* One tensor as a policy sees it. States are indexed by stq_state. What every pass of a decision reads comes first, in
  * one cache line: lists may be long. */
 typedef struct stq_policy_tensor {
@@ -65,6 +70,9 @@ stq_status stq_policy_init(stq_policy *policy, const stq_policy_tensor *tensors,
 
 /* True at steps 1, 10, 30 and every decide_every-th. Step counts begin at 1. */
 bool stq_policy_due(const stq_policy *policy, int64_t step);
+
+/* The first such step behind step `after`; INT64_MAX where there is none. */
+int64_t stq_policy_next_due(const stq_policy *policy, int64_t after);
 
 /*
  * Decides the target widths of all tensors at `step` from their factors. Bytes at the targets, with fixed_bytes, are at

@@ -2,7 +2,8 @@
  * test_optimizer.c - whole optimizers, one on the CPU and one on the GPU, given the same gradients: the same digests,
  * parameters, widths, counts and bytes after every step. Prints TAP; exit status 77 without a GPU.
  *
- * usage: test_optimizer [WORD]   only the runs with WORD in their name
+ * usage: test_optimizer [--quick] [WORD]   only the runs with WORD in their name; --quick, for compute-sanitizer, makes
+ * each one short
  */
 #include <math.h>
 #include <string.h>
@@ -13,6 +14,13 @@
 
 enum { TENSORS = 7 };
 
+/* An emulated GPU takes its time. */
+#ifdef EMULATED_CUDA_RUNTIME_API_H
+enum { LARGE = 256, CAP = 450000, TIGHT_CAP = 360000, LATE_STEPS = 34 };
+#else
+enum { LARGE = 1024, CAP = 1000000, TIGHT_CAP = 640000, LATE_STEPS = 60 };
+#endif
+
 static const struct {
     const char *name;
     int64_t rows, cols;
@@ -20,7 +28,7 @@ static const struct {
 } shapes[TENSORS] = {{"embedding", 300, 96, STQ_BFLOAT16, STQ_BFLOAT16}, {"gain", 1, 96, STQ_BFLOAT16, STQ_BFLOAT16},
                      {"attention", 288, 96, STQ_FLOAT32, STQ_FLOAT32},   {"wide", 64, 1031, STQ_FLOAT32, STQ_BFLOAT16},
                      {"tall", 2111, 40, STQ_BFLOAT16, STQ_FLOAT32},      {"half", 100, 100, STQ_FLOAT16, STQ_FLOAT16},
-                     {"large", 1024, 640, STQ_BFLOAT16, STQ_BFLOAT16}};
+                     {"large", LARGE, 640, STQ_BFLOAT16, STQ_BFLOAT16}};
 
 /* Counts what it hands out, to see memory come back. */
 typedef struct counting {
@@ -48,10 +56,12 @@ static void counted_release(void *context, void *pointer, size_t bytes) {
 
 /* Only runs with this in their name are made. */
 static const char *chosen;
+static bool quick;
 
 static bool is_chosen(const char *name) { return strstr(name, chosen) != NULL; }
 
 /* What the tensors of a run are like besides their shapes. */
+static int compare_every = 4;         /* steps: comparing waits for the device */
 static bool share_given;              /* some second moments are shared, as the tensors say */
 static bool level_rows;               /* gradients of a row are of one size, and after step 40 no longer */
 static int shared_first, shared_then; /* most second moments that were shared at once, and at the end */
@@ -216,6 +226,7 @@ static void run(const char *name, stq_adamw_config config, const stq_allocator *
     open_pair(&p, config, allocator);
     bool equal = true;
     int step = 1;
+    steps = quick && steps > 12 ? 12 : steps;
     for (; step <= steps && equal; step++) {
         stq_step s = {.unscale = step % 3 ? 1.0 : 0.25, .max_gradient_norm = step % 2 ? 1.0 : 0.0};
         draw(&p, step);
@@ -234,7 +245,7 @@ static void run(const char *name, stq_adamw_config config, const stq_allocator *
         if (step % 13 == 4 && s.norm_supplied)
             s.norm_supplied = false;
         equal = step_pair(&p, s, step % 6 == 3 ? 2 : -1, ask);
-        if (equal && (ask || step % 4 == 0 || step == steps))
+        if (equal && (ask || step % compare_every == 0 || step == steps))
             equal = same(&p, text, sizeof text);
         else if (!equal)
             snprintf(text, sizeof text, "the results of the step");
@@ -297,7 +308,8 @@ static void run_graph(const char *name, stq_adamw_config config) {
 }
 
 int main(int argc, char **argv) {
-    chosen = argc > 1 ? argv[1] : "";
+    quick = argc > 1 && strcmp(argv[1], "--quick") == 0;
+    chosen = argc > 1 + quick ? argv[1 + quick] : "";
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
         printf("1..0 # SKIP no GPU\n");
@@ -327,17 +339,33 @@ int main(int argc, char **argv) {
     share_given = false;
 
     config.policy.kind = STQ_POLICY_ZONES;
-    config.policy.cap_bytes = 1000000;
+    config.policy.cap_bytes = CAP;
     config.policy.decide_every = 7;
     run("zones with decisions, steps in flight", config, &allocator, 60, false);
     run("zones with decisions, each result asked for", config, &allocator, 40, true);
+    static const int delays[] = {1, 2, 5};
+    for (int i = 0; i < 3; i++) {
+        char name[80];
+        config.policy.decision_delay = delays[i];
+        config.policy.decide_every = i == 1 ? 2 : 7;
+        compare_every = 1000;
+        snprintf(name, sizeof name, "decisions %d steps late, steps in flight", delays[i]);
+        run(name, config, &allocator, LATE_STEPS, false);
+        compare_every = 3;
+        snprintf(name, sizeof name, "decisions %d steps late, looked at in between", delays[i]);
+        run(name, config, &allocator, 34, false);
+        snprintf(name, sizeof name, "decisions %d steps late, each result asked for", delays[i]);
+        run(name, config, &allocator, 34, true);
+    }
+    compare_every = 4;
+    config.policy.decision_delay = 2;
     config.policy.kind = STQ_POLICY_RATE_DISTORTION;
     config.policy.shared_v = STQ_SHARED_AUTO;
-    config.policy.cap_bytes = 640000;
+    config.policy.cap_bytes = TIGHT_CAP;
     config.policy.decide_every = 5;
     level_rows = true;
     run("shared second moments, chosen and taken back", config, &allocator, 75, false);
-    if (is_chosen("shared second moments, chosen and taken back"))
+    if (is_chosen("shared second moments, chosen and taken back") && !quick)
         report(shared_first > 1 && shared_then < shared_first, "%d second moments shared at once, %d at the end",
                shared_first, shared_then);
     report(counted.allocations == 0 && counted.bytes == 0 && (counted.peak > 0 || *chosen),
