@@ -434,7 +434,7 @@ static enum app_status write_torch(struct conversion *c) {
         status = fail();
     }
     for (size_t i = 0; i < file.name_count; i++) {
-        free(file.names[i]);
+        free(file.names[i]); // NOLINT(clang-analyzer-core.NullDereference): without names the count is 0
     }
     free(file.names);
     release_arrays(&file.arrays);

