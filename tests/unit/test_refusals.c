@@ -102,7 +102,7 @@ static void test_configurations(void **state) {
     REFUSED(create(good, tensor), STQ_INVALID_ARGUMENT, "widths 9 and 4");
     tensor = weight;
     tensor.parameter_type = STQ_UINT8;
-    REFUSED(create(good, tensor), STQ_UNSUPPORTED, "weight");
+    REFUSED(create(good, tensor), STQ_INVALID_ARGUMENT, "weight");
 }
 
 static void test_steps(void **state) {
