@@ -252,7 +252,7 @@ static __device__ __forceinline__ void plain_drop_lowest(float *m, const float *
 /* A scale word of v made ready: low, whose lower 19 bits are 0, with the shift in bits 0 to 4 and the node bit in
  * bit 5. */
 static __device__ __forceinline__ uint32_t plain_lattice(uint32_t word, uint32_t bits) {
-    return word >> 4 << 19 | (word & 1) << 5 | (stq_v_coarsest(bits) - 7 + (word >> 1 & 7));
+    return word >> 4 << 19 | (word & 1) << 5 | (stq_v_finest(bits) + (word >> 1 & 7));
 }
 
 static __device__ __forceinline__ void plain_decode_v(float *v, stq_words codes, uint32_t lattice) {
@@ -434,21 +434,27 @@ static __device__ __forceinline__ uint32_t plain_in_block(uint32_t lane) {
 
 /*
  * Finds the block's new lattice and the codes of v. Lane j of a block tries shift j mod 8; the finest that fits is the
- * reference's. `largest` and `lowest` are the block's; the lower 16 bits of `lowest` are cut off, which changes no
- * `low`. `ordinary`: no value is 0 or near the ends of the range.
+ * reference's. `largest` and `smallest` are the block's; the lower 16 bits of `smallest` are cut off, which changes no
+ * `low`. `ordinary`: no value is 0 or near the ends of the range, so that the reach does not end below 0. Values below
+ * the lattice are raised to it, in place.
  */
-static __device__ __forceinline__ general_codes plain_encode_v(const float *v, const plain_warp &warp, uint32_t bits,
-                                                               uint32_t largest, uint32_t lowest, bool ordinary,
+static __device__ __forceinline__ general_codes plain_encode_v(float *v, const plain_warp &warp, uint32_t bits,
+                                                               uint32_t largest, uint32_t smallest, bool ordinary,
                                                                uint32_t key) {
-    uint32_t candidate = lowest & warp.v_grain;
+    uint32_t candidate = max(smallest, largest - stq_v_reach(bits, 0)) & warp.v_grain;
     uint32_t fits = __ballot_sync(STQ_ALL_LANES, candidate + warp.v_span >= largest);
     fits &= 0xffu << warp.half;
     uint32_t chosen = __ffs(fits) - 1;
     uint32_t low = __shfl_sync(STQ_ALL_LANES, candidate, chosen);
-    uint32_t shift = stq_v_coarsest(bits) - 7 + (chosen & 7);
-    ordinary = ordinary && fits != 0 && shift >= 16 && largest - lowest <= 24u << 23;
+    uint32_t shift = stq_v_finest(bits) + (chosen & 7);
+    ordinary = ordinary && fits != 0 && shift >= 16;
     if (__all_sync(STQ_ALL_LANES, ordinary)) {
         general_codes result;
+        if (__any_sync(STQ_ALL_LANES, smallest < low)) {
+#pragma unroll
+            for (int k = 0; k < STQ_LANE_VALUES; k++)
+                v[k] = fmaxf(v[k], stq_bits_float(low));
+        }
         result.word = low >> 15 | (chosen & 7) << 1 | 1;
         if (__all_sync(STQ_ALL_LANES, shift <= 23))
             result.codes = plain_codes_v(v, low, shift, key, warp.offset);
@@ -561,7 +567,7 @@ static __device__ __forceinline__ plain_warp plain_begin(const stq_item *item, c
     bool usual = c.beta1 >= 0.5f && c.epsilon <= 0x1p20f && fabsf(c.step_size) <= 0x1p20f && fabsf(c.decay) <= 2.0f;
     warp.lowest_scale = usual ? PLAIN_LOWEST_SCALE : 0xffffffffu;
     warp.level = stq_m_decode(warp.lane & ((1u << warp.m_bits) - 1), 1.0f, warp.m_bits);
-    uint32_t shift = stq_v_coarsest(warp.v_bits) - 7 + warp.lane % 8;
+    uint32_t shift = stq_v_finest(warp.v_bits) + warp.lane % 8;
     warp.v_grain = ~0u << (shift > 19 ? shift : 19);
     warp.v_span = ((1u << warp.v_bits) - 1) << shift;
     warp.keys = warp.scales = warp.new_words = warp.next_word = 0;

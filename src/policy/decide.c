@@ -216,6 +216,8 @@ static void wish(decision *d) {
         }
     stq_choice_list all = {.count = c->count, .alike = !d->sharing};
     stq_spend(c, all, d->links, &d->steps, &room);
+    if (config->kind == STQ_POLICY_RATE_DISTORTION)
+        stq_exchange(c, &d->steps, config->lowest_bits, &room);
     memcpy(c->wish, c->bits, c->count);
     d->chosen = d->budget - room;
 }

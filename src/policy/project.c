@@ -1,6 +1,7 @@
 /* project.c - a bucketed greedy. */
 #include "policy/project.h"
 
+#include <math.h>
 #include <string.h>
 
 /* A bucket for each sum of a priority and a gain. */
@@ -211,4 +212,82 @@ void stq_spend(const stq_choices *choices, stq_choice_list list, uint32_t *links
     list_what_fits(choices, list, links, steps, &b, *room);
     for (int bucket = edge - 1; bucket >= 0; bucket--)
         take_bucket(choices, links, steps, &b, bucket, 0, room);
+}
+
+/* What the step from `bits` takes away of the loss. */
+static double step_gain(const stq_choices *c, size_t i, const stq_steps *steps, uint32_t bits) {
+    return (double)c->bit[i] * exp2((bucket_of_coded_step(c, i, steps, bits) - PRIORITIES) / (double)STQ_PRIORITY_UNIT);
+}
+
+/* The step up and the step down of a choice; no bytes where there is none. */
+typedef struct neighbours {
+    double gain, loss;
+    int64_t cost, freed;
+} neighbours;
+
+/* Steps up of one or two choices and steps down of none to two others, three in all; `none` where there are fewer. */
+typedef struct exchange {
+    double gain; /* of all together */
+    size_t up[2], down[2];
+} exchange;
+
+static void list_neighbours(const stq_choices *c, const stq_steps *steps, uint32_t lowest, neighbours *list) {
+    for (size_t i = 0; i < c->count; i++) {
+        uint32_t bits = c->bits[i];
+        list[i] = (neighbours){0};
+        if (bits != 0 && bits < c->highest[i])
+            list[i] = (neighbours){.gain = step_gain(c, i, steps, bits), .cost = step_bytes(c, i, bits)};
+        if (bits > lowest) {
+            list[i].loss = step_gain(c, i, steps, bits - 1);
+            list[i].freed = step_bytes(c, i, bits - 1);
+        }
+    }
+    list[c->count] = (neighbours){0};
+}
+
+/* The best third step for an exchange of one up and one down (or none), a second one of either kind. */
+static void try_exchange(const neighbours *list, size_t none, size_t up, size_t down, int64_t room, exchange *best) {
+    double gain = list[up].gain - list[down].loss;
+    int64_t bytes = list[up].cost - list[down].freed;
+    if (bytes <= room && gain > best->gain)
+        *best = (exchange){gain, {up, none}, {down, none}};
+    if (none > STQ_TRIPLES)
+        return;
+    for (size_t third = 0; third < none; third++) {
+        const neighbours *other = &list[third];
+        if (third == up || third == down)
+            continue;
+        if (other->freed > 0 && bytes - other->freed <= room && gain - other->loss > best->gain)
+            *best = (exchange){gain - other->loss, {up, none}, {down, third}};
+        if (other->cost > 0 && bytes + other->cost <= room && gain + other->gain > best->gain)
+            *best = (exchange){gain + other->gain, {up, third}, {down, none}};
+    }
+}
+
+static void carry_out(const stq_choices *c, const neighbours *list, const exchange *best, int64_t *room) {
+    for (int k = 0; k < 2; k++) {
+        *room += list[best->down[k]].freed - list[best->up[k]].cost;
+        if (best->up[k] < c->count)
+            c->bits[best->up[k]]++;
+        if (best->down[k] < c->count)
+            c->bits[best->down[k]]--;
+    }
+}
+
+void stq_exchange(const stq_choices *choices, const stq_steps *steps, uint32_t lowest, int64_t *room) {
+    neighbours list[STQ_EXCHANGES + 1];
+    size_t none = choices->count;
+    if (none > STQ_EXCHANGES)
+        return;
+    for (size_t round = 0; round < none; round++) {
+        exchange best = {.gain = 0};
+        list_neighbours(choices, steps, lowest, list);
+        for (size_t up = 0; up < none; up++)
+            for (size_t down = 0; list[up].cost > 0 && down <= none; down++)
+                if (up != down && (down == none || list[down].freed > 0))
+                    try_exchange(list, none, up, down, *room, &best);
+        if (best.gain <= 0)
+            return;
+        carry_out(choices, list, &best, room);
+    }
 }

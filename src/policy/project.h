@@ -110,4 +110,14 @@ static inline int64_t stq_choice_size(int64_t count, int64_t grain, int shift, u
 void stq_spend(const stq_choices *choices, stq_choice_list list, uint32_t *links, const stq_steps *steps,
                int64_t *room);
 
+/* The most choices that stq_exchange() looks at, and looks at in threes. With more, what the greedy leaves is a small
+ * share of the whole. */
+enum { STQ_EXCHANGES = 128, STQ_TRIPLES = 32 };
+
+/* Makes up for what the greedy passed over because it did not fit, among few choices: a step up for a step down of
+ * another, or a second one of either kind, the best exchange first, as long as one takes more of the loss away than it
+ * adds. Gains have to be logarithms of losses, as those of rate-distortion are. `lowest`: no step ends below. At most
+ * `count` exchanges are made; no allocation. */
+void stq_exchange(const stq_choices *choices, const stq_steps *steps, uint32_t lowest, int64_t *room);
+
 #endif

@@ -38,7 +38,8 @@ double stq_equivalent_bits(double ratio);
 /* Mean squared relative error of the update by a state coded at `bits` (2 to 8), in closed loop. */
 double stq_distortion(stq_state state, uint32_t bits);
 
-/* Importance of one element of a tensor to the loss, relative to the average tensor; 2^-4 to 2^4. */
+/* Importance of one element of a tensor to the loss, relative to the average tensor; 1/2 to 2, 1/16 without a
+ * gradient. */
 double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *tensor);
 
 #endif

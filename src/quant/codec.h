@@ -147,15 +147,25 @@ typedef struct stq_lattice {
     uint32_t last;  /* highest code whose node is finite */
 } stq_lattice;
 
-/* Shift of a width's coarsest lattice; the finest is 7 less. The coarsest spans 24 octaves or more. */
-STQ_INLINE uint32_t stq_v_coarsest(uint32_t bits) { return 28 - bits; }
+/* Shift of the finest lattice that a width's scale word can name; seven coarser ones follow. */
+STQ_INLINE uint32_t stq_v_finest(uint32_t bits) { return 21 - bits; }
+
+/* Shift of the coarsest lattice that is written: cells of half an octave, of two at 2 bits. Coarser cells would cover
+ * more of a block's range, but what they round down is divided by: see docs/decisions/004-range-of-v.md. */
+STQ_INLINE uint32_t stq_v_coarsest(uint32_t bits) { return bits == 2 ? 24 : bits <= 6 ? 22 : 28 - bits; }
+
+/* How far below a block's largest value its lattice reaches, as a difference of bits, at most 24 octaves; the coarsest
+ * lattice covers it wherever it begins. Smaller values are raised to this. */
+STQ_INLINE uint32_t stq_v_reach(uint32_t bits, uint32_t has_zero) {
+    return bits <= 5 ? ((1u << bits) - 2 - has_zero) << stq_v_coarsest(bits) : 24u << 23;
+}
 
 /* Decodes a scale word: bits 4 to 15 are low >> 19, bits 1 to 3 are shift - finest shift, bit 0 is set if code 0 is a
  * node. */
 STQ_INLINE stq_lattice stq_v_lattice(uint32_t scale_word, uint32_t bits) {
     stq_lattice lattice;
     lattice.low = scale_word >> 4 << 19;
-    lattice.shift = stq_v_coarsest(bits) - 7 + (scale_word >> 1 & 7);
+    lattice.shift = stq_v_finest(bits) + (scale_word >> 1 & 7);
     lattice.first = 1 - (scale_word & 1);
     uint32_t last = (1u << bits) - 1;
     uint32_t finite = (STQ_LARGEST_FLOAT_BITS - lattice.low) >> lattice.shift;
@@ -176,32 +186,26 @@ STQ_INLINE uint32_t stq_v_low(uint32_t lowest, uint32_t largest, uint32_t has_ze
 }
 
 /*
- * The scale word of a block: the finest lattice that covers its positive values, the smallest of which counts as at
- * least 2^-24 of the largest. If not even the coarsest does, the range ends at the top and small values are raised to
- * its floor. largest:  bits of the largest value, 0 if all are 0 lowest:   bits of the smallest positive value
+ * The scale word of a block: the finest lattice that covers its positive values as far down as the width reaches.
+ *   largest:  bits of the largest value, 0 if all are 0
+ *   lowest:   bits of the smallest positive value
  *   has_zero: 1 if some value is 0
  */
 STQ_INLINE uint32_t stq_v_scale_word(uint32_t largest, uint32_t lowest, uint32_t has_zero, uint32_t bits) {
     if (largest == 0)
         return 0;
     largest = largest < STQ_LARGEST_FLOAT_BITS ? largest : STQ_LARGEST_FLOAT_BITS;
-    uint32_t floor_bits = largest > (24u << 23) ? largest - (24u << 23) : 1;
+    uint32_t reach = stq_v_reach(bits, has_zero);
+    uint32_t floor_bits = largest > reach ? largest - reach : 1;
     lowest = lowest > floor_bits ? lowest : floor_bits;
     lowest = lowest < largest ? lowest : largest;
-    uint32_t coarsest = stq_v_coarsest(bits);
-    uint32_t shift = coarsest - 7;
+    uint32_t shift = stq_v_finest(bits);
     bool fits = false;
     uint32_t low = stq_v_low(lowest, largest, has_zero, shift, bits, &fits);
-    while (!fits && shift < coarsest)
+    while (!fits)
         low = stq_v_low(lowest, largest, has_zero, ++shift, bits, &fits);
-    if (!fits) {
-        uint32_t grain = shift > 19 ? shift : 19;
-        uint32_t top = ((largest - 1) >> grain) + 1;
-        uint32_t span = ((1u << bits) - 1) << shift >> grain;
-        low = (top > span ? top - span : 0) << grain;
-    }
     uint32_t node = has_zero == 0 && low > 0;
-    return low >> 19 << 4 | (shift - (coarsest - 7)) << 1 | node;
+    return low >> 19 << 4 | (shift - stq_v_finest(bits)) << 1 | node;
 }
 
 /* Rounds a positive value (its bits) up or down to a neighbouring node so that the expectation is the value itself.

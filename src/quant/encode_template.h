@@ -169,18 +169,19 @@ static __attribute__((noinline)) void prepare_any_v(workspace *work, int block, 
 }
 
 /*
- * The same for all blocks. Of whole blocks of positive, finite values not too far apart the lattice is found without a
- * search: with largest - lowest of n bits one of shift s fits only if span 2^s is at least that, for which s >= n -
- * bits is necessary, and s + 1 always does: its span is then at least 3/4 2^(n + 1), twice the range with a grain to
- * spare. The finest shift is 21 - bits. `key` belongs to the chunk's first block; see block_key.
+ * The same for all blocks. Of whole blocks of positive, finite values the lattice is found without a search: with the
+ * range, from the smallest value or the end of the reach to the largest, of n bits one of shift s fits only if span 2^s
+ * is at least that, for which s >= n - bits is necessary, and s + 1 always does: its span is then at least 3/4 2^(n +
+ * 1), twice the range with a grain to spare. `key` belongs to the chunk's first block; see block_key.
  */
 static void prepare_v(workspace *work, uint32_t bits, uint32_t key) {
-    const uint32_t finest = stq_v_coarsest(bits) - 7;
+    const vint finest = vi_all(stq_v_finest(bits)), reach = vi_all(stq_v_reach(bits, 0));
     const vint span = vi_all((1u << bits) - 1), nineteen = vi_all(19);
     for (int i = 0; i < CHUNK; i += LANES) {
         vint number = vi_add(vi_lane_numbers(), vi_all((uint32_t)i));
         vi_store(work->v_key + i, hash(vi_add(vi_all(key), vi_multiply(number, vi_all(0x9e3779b9u)))));
-        vint largest = vi_load(work->v_largest + i), lowest = vi_load(work->v_lowest + i);
+        vint largest = vi_load(work->v_largest + i), smallest = vi_load(work->v_lowest + i);
+        vint lowest = vi_larger(smallest, vi_and(vi_less(reach, largest), vi_subtract(largest, reach)));
         vint range = vi_subtract(largest, lowest);
         vint some = vi_or(range, vi_all(1));
         vint top_bit = vi_and_not(vi_shift_right(some, 1), some); /* and bits below the next: no rounding up */
@@ -192,12 +193,11 @@ static void prepare_v(workspace *work, uint32_t bits, uint32_t key) {
         grain = vi_larger(shift, nineteen);
         low = vi_shift_left_each(vi_shift_right_each(lowest, grain), grain);
         vint last = vi_add(low, vi_shift_left_each(span, shift));
-        vint usual = vi_and(vi_less(vi_all(0), low), vi_less(range, vi_all((24u << 23) + 1)));
-        usual = vi_and(usual, vi_less(shift, vi_all(finest + 8)));
+        vint usual = vi_and(vi_less(vi_all(0), low), vi_less(vi_all(0), smallest));
         usual = vi_and(usual, vi_less(last, vi_all(STQ_LARGEST_FLOAT_BITS + 1)));
-        vint path = vi_select(vi_less(shift, vi_all(24)), vi_all(V_PLAIN), vi_all(V_WIDE));
-        vint word =
-            vi_or(vi_shift_left(vi_shift_right(low, 19), 4), vi_shift_left(vi_subtract(shift, vi_all(finest)), 1));
+        vint narrow = vi_select(vi_less(smallest, low), vi_all(V_GENERAL), vi_all(V_PLAIN));
+        vint path = vi_select(vi_less(shift, vi_all(24)), narrow, vi_all(V_WIDE));
+        vint word = vi_or(vi_shift_left(vi_shift_right(low, 19), 4), vi_shift_left(vi_subtract(shift, finest), 1));
         vi_store(work->v_word + i, vi_or(word, vi_all(1)));
         vi_store(work->v_path + i, vi_select(usual, path, vi_all(V_UNKNOWN)));
     }
