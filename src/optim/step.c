@@ -150,23 +150,28 @@ stq_status stq_step_measured(stq_adamw *o, const stq_factors *factors) {
 }
 
 /* Coefficients of the groups, and after them those of tensors that missed steps: their moments have seen fewer
- * gradients. Random numbers go by the optimizer's step count everywhere. */
-static void set_coefficients(stq_adamw *o, double gradient_factor, int64_t step_number) {
+ * gradients. Random numbers go by the optimizer's step count everywhere. Returns whether a second moment is shared
+ * before or after this step. */
+static bool set_coefficients(stq_adamw *o, double gradient_factor, int64_t step_number) {
+    bool shared = false;
     o->coefficient_count = o->group_count;
     for (size_t i = 0; i < o->group_count; i++)
         o->coefficients[i] = stq_step_coefficients(&o->groups[i], gradient_factor, o->error_compensation, o->seed,
                                                    (uint64_t)step_number);
     for (size_t i = 0; i < o->tensor_count; i++) {
         uint32_t group = o->tensors[i].group;
-        o->store.items[i].group = group;
-        if (o->missed[i] == 0 || o->store.items[i].gradient == NULL)
+        stq_item *item = &o->store.items[i];
+        item->group = group;
+        shared = shared || stq_is_shared(item->v_in.bits) || stq_is_shared(item->v_out.bits);
+        if (o->missed[i] == 0 || item->gradient == NULL)
             continue;
         stq_coefficients *own = &o->coefficients[o->coefficient_count];
         *own = stq_step_coefficients(&o->groups[group], gradient_factor, o->error_compensation, o->seed,
                                      (uint64_t)(step_number - o->missed[i]));
         own->step_key = o->coefficients[group].step_key;
-        o->store.items[i].group = (uint32_t)o->coefficient_count++;
+        item->group = (uint32_t)o->coefficient_count++;
     }
+    return shared;
 }
 
 /* Fills the means of second moments that become shared in this step; their codes are freed at once. */
@@ -188,9 +193,10 @@ static bool any_shared(const stq_adamw *o) {
     return false;
 }
 
-static stq_status run_passes(stq_adamw *o) {
-    STQ_CHECK(begin_sharing(o));
-    if (any_shared(o))
+static stq_status run_passes(stq_adamw *o, bool shared) {
+    if (shared)
+        STQ_CHECK(begin_sharing(o));
+    if (shared && any_shared(o))
         STQ_CHECK(o->backend->share_step(o->backend_context, o->store.items, o->tensor_count, o->coefficients));
     return o->backend->update(o->backend_context, o->store.items, o->tensor_count, o->coefficients,
                               o->coefficient_count);
@@ -198,8 +204,8 @@ static stq_status run_passes(stq_adamw *o) {
 
 static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_number) {
     STQ_CHECK(stq_store_begin(&o->store, o->targets));
-    set_coefficients(o, gradient_factor, step_number);
-    stq_status status = run_passes(o);
+    bool shared = set_coefficients(o, gradient_factor, step_number);
+    stq_status status = run_passes(o, shared);
     if (status != STQ_OK) {
         stq_store_revert(&o->store);
         return status;

@@ -164,11 +164,22 @@ static int phase_of(uint32_t from, uint32_t to) {
     return phase == 0 ? 3 : phase;
 }
 
-stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
+/* Sets the out-planes of a step in which no width changes; returns whether one is to change. */
+static bool begin_unchanged(stq_store *store, const uint8_t (*targets)[2]) {
+    bool changes = false;
     for (size_t i = 0; i < store->count; i++)
-        for (int state = 0; state < 2; state++)
-            if (stq_store_planes(store, i, state)->bits != 0)
-                *out_planes(store, i, state) = *stq_store_planes(store, i, state);
+        for (int state = 0; state < 2; state++) {
+            const stq_planes *in = stq_store_planes(store, i, state);
+            if (in->bits != 0)
+                *out_planes(store, i, state) = *in;
+            changes = changes || (in->bits != targets[i][state] && store->items[i].gradient != NULL);
+        }
+    return changes;
+}
+
+stq_status stq_store_begin(stq_store *store, const uint8_t (*targets)[2]) {
+    if (!begin_unchanged(store, targets))
+        return check_cap(store);
     bool waiting = false;
     for (int phase = 1; phase <= 3 && !(phase == 3 && waiting); phase++)
         for (size_t i = 0; i < store->count; i++)
@@ -198,10 +209,10 @@ static void count_freed(stq_store *store, size_t index, uint32_t from, uint32_t 
 void stq_store_settle(stq_store *store, size_t index, int state) {
     stq_planes *in = stq_store_planes(store, index, state);
     const stq_planes *out = out_planes(store, index, state);
-    if (in->bits != out->bits) {
-        release_difference(store, &store->items[index], in, out);
-        count_freed(store, index, in->bits, out->bits);
-    }
+    if (in->bits == out->bits)
+        return; /* nothing moves within a width, and lists may be long */
+    release_difference(store, &store->items[index], in, out);
+    count_freed(store, index, in->bits, out->bits);
     *in = *out;
 }
 
