@@ -42,6 +42,6 @@ help:
 	@echo "make demo        train a small GPT-2 twice, float32 and low-bit states, and compare (4 minutes)"
 	@echo "make check       all tests; ends with 'N passed, N failed'"
 	@echo "make check-long  the same, with the slow variants"
-	@echo "make bench       the benchmarks of docs/benchmarks.md"
+	@echo "make bench       the CPU benchmarks of docs/benchmarks.md"
 	@echo "make install     install library, headers, command and its manual (DESTDIR and CMAKE_FLAGS=-DCMAKE_INSTALL_PREFIX=... work)"
 	@echo "make clean       remove $(BUILD)/"
