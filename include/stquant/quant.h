@@ -73,8 +73,8 @@ STQ_API uint64_t stq_plane_bytes(int64_t count, uint32_t bits, uint32_t plane);
  * @param count   number of values, 0 or more
  * @param random  used for the second moment; NULL for the first
  * First moment: relative to the block's largest magnitude the error is at most docs/theory.md's table. Second moment:
- * unbiased between the ends of the block's lattice; values below 2^-24 of the block's maximum may be raised to the
- * lattice's floor.
+ * unbiased between the ends of the block's lattice; values further below the block's maximum than docs/codec.md's reach
+ * (3 to 24 octaves) are raised to the lattice's floor.
  */
 STQ_API stq_status stq_encode(const stq_planes *planes, stq_state state, const float *values, int64_t count,
                               const stq_random *random);

@@ -346,7 +346,7 @@ def test_fake_quantization_gives_the_cpus_bytes(settings, dtype):
     weight, gradient = (torch.randn(40, 1248, generator=generator).to(dtype) for _ in range(2))
     results = []
     for device in ("cpu", "cuda"):
-        w = weight.to(device).requires_grad_()
+        w = weight.detach().clone().to(device).requires_grad_()
         steps = (0.8 * initial_steps(w, settings)).requires_grad_()
         quantized = FakeQuantize.apply(w, steps, settings)
         quantized.backward(gradient.to(device))

@@ -151,7 +151,7 @@ typedef struct stq_lattice {
 STQ_INLINE uint32_t stq_v_finest(uint32_t bits) { return 21 - bits; }
 
 /* Shift of the coarsest lattice that is written: cells of half an octave, of two at 2 bits. Coarser cells would cover
- * more of a block's range, but what they round down is divided by: see docs/decisions/004-range-of-v.md. */
+ * more of a block's range, but what they round down is divided by: see docs/decisions/006-reach-of-v.md. */
 STQ_INLINE uint32_t stq_v_coarsest(uint32_t bits) { return bits == 2 ? 24 : bits <= 6 ? 22 : 28 - bits; }
 
 /* How far below a block's largest value its lattice reaches, as a difference of bits, at most 24 octaves; the coarsest

@@ -61,7 +61,7 @@ static double worst_of_m(uint32_t bits, uint32_t largest) {
 
 /* Largest relative distance of two neighbouring normal nodes, over all lattices of a shift. */
 static double widest_gap(uint32_t bits, uint32_t shift) {
-    uint32_t exponent = shift - (stq_v_coarsest(bits) - 7);
+    uint32_t exponent = shift - stq_v_finest(bits);
     double widest = 0;
     for (uint32_t low = 16; low < 4096; low++) { /* multiples of 2^19 from the smallest normal float on */
         uint32_t grain = shift > 19 ? shift - 19 : 0;
@@ -94,7 +94,7 @@ static void test_table_of_worst_cases(void **state) {
             for (uint32_t more = 0; more < 2; more++)
                 worst = fmax(worst, worst_of_m(bits, (word << 16) + more));
         expect("m", bits, worst, row[0]);
-        expect("v, finest", bits, widest_gap(bits, stq_v_coarsest(bits) - 7), row[1]);
+        expect("v, finest", bits, widest_gap(bits, stq_v_finest(bits)), row[1]);
         double coarsest = widest_gap(bits, stq_v_coarsest(bits));
         expect("v, coarsest", bits, coarsest, row[2]);
         expect("update", bits, sqrt(1 + coarsest), row[3]);
@@ -108,7 +108,7 @@ static void test_bias_is_at_the_ends_only(void **state) {
         uint32_t shift = 23; /* one octave a cell */
         if (shift > stq_v_coarsest(bits))
             shift = stq_v_coarsest(bits);
-        stq_lattice lattice = stq_v_lattice(1024u << 4 | (shift - stq_v_coarsest(bits) + 7) << 1 | 1, bits);
+        stq_lattice lattice = stq_v_lattice(1024u << 4 | (shift - stq_v_finest(bits)) << 1 | 1, bits);
         double low = stq_v_decode(0, &lattice);
         for (int k = 1; k < 8; k++) {
             uint32_t value = lattice.low + (uint32_t)k * (1u << shift) / 8;
@@ -133,7 +133,7 @@ static void test_closed_loop_variance(void **state) {
     static double exact[VALUES];
     for (uint32_t bits = 6; bits <= 8; bits++) {
         uint32_t shift = 24 - (bits - 2); /* 1/8, 1/16, 1/32 of an octave's first value */
-        stq_lattice lattice = stq_v_lattice(0x3f800000u >> 19 << 4 | (shift - stq_v_coarsest(bits) + 7) << 1 | 1, bits);
+        stq_lattice lattice = stq_v_lattice(0x3f800000u >> 19 << 4 | (shift - stq_v_finest(bits)) << 1 | 1, bits);
         double d = ldexp(1, (int)shift - 23) / 1.5, squares = 0, sum = 0;
         int64_t counted = 0;
         for (int i = 0; i < VALUES; i++)
