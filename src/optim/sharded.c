@@ -271,7 +271,8 @@ static int by_first(const void *a, const void *b) {
 /* Begins what the caller did not, then waits for everything. */
 static stq_status sum_gradients(stq_sharded *s, void *gradients) {
     size_t begun = s->started_count;
-    qsort(s->started, begun, sizeof *s->started, by_first);
+    if (begun > 1)
+        qsort(s->started, begun, sizeof *s->started, by_first);
     int64_t at = 0;
     for (size_t i = 0; i <= begun; i++) {
         int64_t next = i < begun ? s->started[i].first : s->length;
