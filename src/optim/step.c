@@ -64,7 +64,8 @@ static stq_status factors_of(stq_adamw *o, size_t index, const stq_step *step, d
     return STQ_OK;
 }
 
-/* Variance over v^2 that a code of 2 to 8 bits adds under the moving average, from bench/results/closed_loop.csv. */
+/* Variance over v^2 that a code of 2 to 8 bits adds under the moving average: twice the relative error of sqrt(v),
+ * squared. */
 static double coding_noise(uint32_t bits) { return bits >= 2 && bits <= 8 ? 4 * stq_policy_coding_error(bits) : 0; }
 
 /* How far v varies along rows and columns. Only of whole tensors: a slice does not see all probes. */
@@ -221,7 +222,7 @@ static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_numb
 
 /* Tensors restored without a state have no target yet, which calls for a decision out of turn. */
 stq_status stq_step_due(const stq_adamw *o, bool *due) {
-    bool put_off = o->pending_step != 0 && o->pending_attempt > o->steps + o->skipped + 1;
+    bool put_off = o->pending_step != 0 && !stq_step_concludes(o);
     *due = (stq_policy_due(&o->policy, o->steps + 1) && !put_off) || !stq_step_has_widths(o);
     return STQ_OK;
 }

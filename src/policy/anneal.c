@@ -90,13 +90,6 @@ void stq_policy_set_zones(const stq_policy *policy, stq_policy_tensor *tensors, 
             (uint8_t)(takes_part(&tensors[i]) ? zone_of(policy, &tensors[i], r_threshold) : STQ_ZONE_EXEMPT);
 }
 
-void stq_policy_measure(stq_policy *policy, stq_policy_tensor *tensors, size_t count) {
-    stq_measure sum = {0};
-    stq_policy_add_factors(&sum, tensors, count);
-    stq_policy_average(policy, &sum);
-    stq_policy_set_zones(policy, tensors, count);
-}
-
 /* The cosine of the plan, before `annealing` and reheating. */
 static double planned_tau(const stq_policy *policy, double step) {
     double horizon = (double)policy->config.planned_steps / 2;

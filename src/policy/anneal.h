@@ -29,9 +29,6 @@ void stq_policy_average(stq_policy *policy, const stq_measure *sum);
 /* Sets the zones of some tensors from the averages. */
 void stq_policy_set_zones(const stq_policy *policy, stq_policy_tensor *tensors, size_t count);
 
-/* The three of them for all tensors of a decision. */
-void stq_policy_measure(stq_policy *policy, stq_policy_tensor *tensors, size_t count);
-
 /* The annealing factor at `step`, 1 (early) to 0 (late). */
 double stq_policy_tau(const stq_policy *policy, int64_t step);
 

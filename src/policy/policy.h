@@ -61,7 +61,8 @@ uint64_t stq_policy_plane_bytes(int64_t count, uint32_t bits, size_t granularity
 /* The same for one state of a tensor at any width: shared ones too; 0 for float32 states, which lie elsewhere. */
 uint64_t stq_policy_state_bytes(const stq_policy_tensor *tensor, uint32_t bits, size_t granularity);
 
-/* Mean squared error of sqrt(v) over v as coded at 2 to 8 bits, in closed loop. */
+/* Mean squared relative error that coding v at 2 to 8 bits makes, in closed loop: of the update, and so nearly of
+ * sqrt(v). */
 double stq_policy_coding_error(uint32_t bits);
 
 /* Validates the configuration and resolves the cap; `config`, `fixed_bytes` and `granularity` are set by the caller

@@ -204,6 +204,14 @@ static void test_zones_get_their_offsets(void **state) {
     assert_int_equal(bytes(&policy, tensors, 4, true), 42 * 8192);
 }
 
+/* A decision's factors: sums, averages and zones. */
+static void measure(stq_policy *policy, stq_policy_tensor *tensors, size_t count) {
+    stq_measure sum = {0};
+    stq_policy_add_factors(&sum, tensors, count);
+    stq_policy_average(policy, &sum);
+    stq_policy_set_zones(policy, tensors, count);
+}
+
 static void test_annealing_with_and_without_a_horizon(void **state) {
     (void)state;
     stq_policy_tensor tensor = {.count = 65536, .last_log_n = NAN};
@@ -220,7 +228,7 @@ static void test_annealing_with_and_without_a_horizon(void **state) {
     double n = 1, before = 2;
     for (int64_t step = 100; step <= 2000; step += 100, n *= 0.8) {
         tensor.factors = (stq_factors){.n = n, .r = 1};
-        stq_policy_measure(&policy, &tensor, 1);
+        measure(&policy, &tensor, 1);
         policy.decisions++;
         double tau = stq_policy_tau(&policy, step);
         assert_true(tau > 0 && tau <= 1 && tau <= before);
@@ -229,11 +237,11 @@ static void test_annealing_with_and_without_a_horizon(void **state) {
     assert_true(before < 0.1);
     /* A jump of the gradients' size: a new task, or the learning rate restarted. It fades again. */
     tensor.factors.n = 30 * n;
-    stq_policy_measure(&policy, &tensor, 1);
+    measure(&policy, &tensor, 1);
     policy.decisions++;
     assert_true(stq_policy_tau(&policy, 2100) == 1.0);
     for (int k = 0; k < 8; k++) {
-        stq_policy_measure(&policy, &tensor, 1);
+        measure(&policy, &tensor, 1);
         policy.decisions++;
     }
     assert_true(policy.reheating < 0.01);
