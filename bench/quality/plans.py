@@ -84,14 +84,6 @@ def adaptive_list():
     return runs + ours(GPT, adaptive(ZONES, 2.5, " shared", shared_v=True)) + ours(GPT, fixed(3, 3), beta2=0.999)
 
 
-def first_look():
-    """One seed of everything that a next version of the policy has to know about, in the order of what it teaches."""
-    pairs = [adaptive(RD, 3.5), adaptive(RD, 5.0), fixed(3, 3), adaptive(ZONES, 3.5), adaptive(RD, 3.0), adaptive(RD, 2.5, " shared", shared_v=True),
-             adaptive(RD, 3.5, " compensated", error_compensation=1.0), adaptive(ZONES, 5.0)]
-    runs = [one for pair in pairs for one in ours(GPT, pair, seeds=(1,))]
-    return runs + ours(GPT, adaptive(RD, 3.5), seeds=(1,), beta2=0.999)
-
-
 def required():
     """What the comparison cannot do without: three seeds of the best policy and of the peers, both beta2, images, the larger model, a switch."""
     runs = ours(GPT, adaptive(RD, 3.5)) + ours(GPT, adaptive(RD, 5.0)) + peer(GPT, "torchao4") + seeds(VIT)
@@ -115,7 +107,6 @@ def toy():
 PLANS = {
     "sweep": lambda: sweep(GPT) + sweep(VIT),
     "seeds": lambda: seeds(GPT) + seeds(VIT),
-    "first-look": first_look,
     "peers": lambda: peer(GPT, "torchao4") + ours(GPT, fixed(4, 4)) + peer(GPT, "bitsandbytes8"),
     "beta2": lambda: [float32(GPT, seed, beta2=0.999) for seed in SEEDS],
     "large": lambda: [float32(LARGE, 1)],
@@ -129,9 +120,7 @@ PLANS = {
     "toy": toy,
 }
 PLANS["base"] = lambda: [one for name in ("sweep", "seeds", "peers", "beta2", "large", "continued") for one in PLANS[name]()]
-# The first call on a GPU machine: the sweep, what a first look can teach about the policy, the headline, then the rest of the base.
-PLANS["call1"] = lambda: [one for name in ("sweep", "seeds", "first-look", "headline", "base") for one in PLANS[name]()]
-PLANS["call2"] = lambda: [one for name in ("sweep", "seeds", "headline", "required", "adaptive", "more-peers") for one in PLANS[name]()]
+PLANS["all"] = lambda: [one for name in ("sweep", "seeds", "headline", "required", "adaptive", "more-peers") for one in PLANS[name]()]
 
 
 def without_repeats(runs):

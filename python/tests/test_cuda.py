@@ -42,6 +42,17 @@ def give_same_gradients(network, seed):
         parameter.grad.copy_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
 
 
+def assert_same_steps(network, here, other, there):
+    """Twelve steps of both optimizers on the same gradients: equal parameters and equal digests of the states."""
+    for step in range(12):
+        give_same_gradients(network, step)
+        give_same_gradients(other, step)
+        here.step()
+        there.step()
+    assert here._engine.digest() == there._engine.digest()
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(network.parameters(), other.parameters()))
+
+
 @pytest.mark.parametrize("policy", [{"policy": "fixed", "fixed_bits": (3, 7)}, {"policy": "fixed", "fixed_bits": 5},
                                     {"policy": "float32"}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -51,13 +62,7 @@ def test_the_cpus_bytes(policy, dtype):
     other = on_gpu(network)
     # Norms of both are the library's own sums, which have the same bits on both devices.
     here, there = stquant.AdamW(network.parameters(), **OPTIONS, **policy), stquant.AdamW(other.parameters(), **OPTIONS, **policy)
-    for step in range(12):
-        give_same_gradients(network, step)
-        give_same_gradients(other, step)
-        here.step()
-        there.step()
-    assert here._engine.digest() == there._engine.digest()
-    assert all(torch.equal(a, b.cpu()) for a, b in zip(network.parameters(), other.parameters()))
+    assert_same_steps(network, here, other, there)
     assert there.steps == 12
 
 
@@ -67,13 +72,7 @@ def test_the_cpus_bytes_of_shared_second_moments(shared):
     other = on_gpu(network)
     options = {**OPTIONS, "policy": "fixed", "bits": (4, shared)}
     here, there = stquant.AdamW(network.parameters(), **options), stquant.AdamW(other.parameters(), **options)
-    for step in range(12):
-        give_same_gradients(network, step)
-        give_same_gradients(other, step)
-        here.step()
-        there.step()
-    assert here._engine.digest() == there._engine.digest()
-    assert all(torch.equal(a, b.cpu()) for a, b in zip(network.parameters(), other.parameters()))
+    assert_same_steps(network, here, other, there)
 
 
 def test_second_moments_are_shared_where_the_policy_may():
