@@ -39,6 +39,11 @@ struct bench_step_result {
     stq_memory memory; // of the low-bit states
 };
 
+// Sorts the times of both optimizers and takes medians, least and bytes out of them: `arrays` are the bytes of
+// parameters and gradients that a step moves, `float32_states` those of the float32 states; result->memory is set.
+void bench_step_compare(struct bench_step_result *result, struct bench_step_times *times, int repeats, double arrays,
+                        uint64_t float32_states);
+
 enum app_status bench_step_run(const struct bench_step_settings *settings, struct bench_step_result *result);
 
 // The same on a GPU, without transitions; sets the number of parameters and tensors where a list is named. Only in

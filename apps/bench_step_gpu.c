@@ -133,13 +133,8 @@ static enum app_status summarise(struct gpu_bench *bench, struct bench_step_time
         return app_fail(APP_FAILED, "%s", stq_last_error());
     }
     snprintf(result->device, sizeof(result->device), "%s", device.name);
-    result->low_bit = bench_median(times->low_bit, repeats);
-    result->float32 = bench_median(times->float32, repeats);
+    bench_step_compare(result, times, repeats, arrays, float32.state_bytes);
     result->host = bench_median(times->host, repeats);
-    result->least_low_bit = times->low_bit[0];
-    result->least_float32 = times->float32[0];
-    result->low_bit_bytes = arrays + 2 * (double)result->memory.state_bytes;
-    result->float32_bytes = arrays + 2 * (double)float32.state_bytes;
     result->copy = 1;
     result->copy_bytes = 1e9 * gigabytes;
     return APP_OK;

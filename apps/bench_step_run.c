@@ -301,20 +301,25 @@ static enum app_status measure_transitions(struct bench *bench, struct bench_ste
     return status;
 }
 
+void bench_step_compare(struct bench_step_result *result, struct bench_step_times *times, int repeats, double arrays,
+                        uint64_t float32_states) {
+    result->low_bit = bench_median(times->low_bit, repeats);
+    result->float32 = bench_median(times->float32, repeats);
+    result->least_low_bit = times->low_bit[0];
+    result->least_float32 = times->float32[0];
+    result->low_bit_bytes = arrays + 2 * (double)result->memory.state_bytes;
+    result->float32_bytes = arrays + 2 * (double)float32_states;
+}
+
 static void summarise(const struct bench *bench, struct bench_step_times *times, struct bench_step_result *result) {
     const struct bench_step_settings *settings = bench->settings;
     const int repeats = (int)settings->repeats;
     const double arrays = 3 * (double)settings->params * (double)bench->element;
     stq_memory float32_memory;
     stq_adamw_memory(bench->float32, &float32_memory);
-    result->low_bit = bench_median(times->low_bit, repeats);
-    result->float32 = bench_median(times->float32, repeats);
+    bench_step_compare(result, times, repeats, arrays, float32_memory.state_bytes);
     result->copy = bench_median(times->copy, repeats);
     result->gigahertz = bench_median(times->gigahertz, repeats);
-    result->least_low_bit = times->low_bit[0];
-    result->least_float32 = times->float32[0];
-    result->low_bit_bytes = arrays + 2 * (double)result->memory.state_bytes;
-    result->float32_bytes = arrays + 2 * (double)float32_memory.state_bytes;
     result->copy_bytes = 2 * (double)bench->copy_bytes;
     if (settings->to_m_bits) {
         result->before = bench_median(times->before, repeats);
