@@ -121,12 +121,9 @@ class Grid:
 
     def missing(self, rows):
         """Runs without a row, and base runs without weights."""
-        done = {job_of(row) for row in rows}
-        bases = {self.base(seed, rows) for seed in self.seeds} if any(t != BASE_TASK for t in self.tasks) else set()
-        return [
-            job for job in self.wanted(rows)
-            if job not in done or (job in bases and not self.has_base(job.seed, job.rate))
-        ]  # fmt: skip
+        done, wanted = {job_of(row) for row in rows}, self.wanted(rows)
+        bases = {self.base(job.seed, rows) for job in wanted if job.task != BASE_TASK and job not in done}
+        return [job for job in wanted if job not in done or (job in bases and not self.has_base(job.seed, job.rate))]
 
     def complete(self, rows):
         return not self.missing(rows) and all(self.rate(task, rows) is not None for task in self.tasks)

@@ -52,10 +52,15 @@ def with_deviation(values, digits=2, sign=""):
     return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
+def pair(row):
+    """What two runs share that are compared: the seed, and whether its data were drawn on a GPU or on a CPU."""
+    return row["seed"], row["device"].startswith("NVIDIA")
+
+
 def paired(rows, others):
-    """Differences of the score between rows and others of the same seed and device."""
-    scores = {(row["seed"], row["device"]): float(row["score"]) for row in others}
-    places = [((row["seed"], row["device"]), float(row["score"])) for row in rows]
+    """Differences of the score between rows and the others that share their pair()."""
+    scores = {pair(row): float(row["score"]) for row in others}
+    places = [(pair(row), float(row["score"])) for row in rows]
     return [score - scores[place] for place, score in places if place in scores]
 
 
