@@ -80,7 +80,7 @@ typedef struct stq_share_lists {
     int64_t segment_count;
     int64_t *sums;                        /* scratch, one a mean: items[i].means_at and following */
     float *factors;                       /* likewise */
-    uint32_t *saturated;                  /* scratch, one an item */
+    uint32_t *saturated;                  /* scratch, one an item, and behind them whether any is */
     const stq_coefficients *coefficients; /* one an item */
     const stq_control *control;
 } stq_share_lists;
