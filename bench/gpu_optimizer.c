@@ -3,7 +3,9 @@
  * host spends, an ordinary step, a step that decides widths, and, where decisions are put off by two steps, one that
  * measures gradients for them and one that changes widths.
  *
- * usage: gpu_optimizer [--csv FILE | --profile]
+ * usage: gpu_optimizer [--csv FILE | --profile | --shared]
+ *
+ * --shared times steps with m at 4 bits and second moments that are shared by rows and by columns.
  *
  * --profile makes a few steps for a profiler, so that it meets every large kernel: steps, a decision, and second
  * moments that are shared by rows and by columns.
@@ -61,12 +63,14 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+static void *parameters[GPU_LIST_MOST], *gradients[GPU_LIST_MOST];
+
 /* Milliseconds of one step: on the host until the call returns, and in all. */
 typedef struct times {
     double host, all;
 } times;
 
-static times time_step(stq_adamw *optimizer, void **parameters, void **gradients, int step) {
+static times time_step(stq_adamw *optimizer, int step, bool norm_supplied) {
     for (size_t i = 0; i < tensor_count; i++)
         CUDA(gpu_random_normal(gradients[i], tensors[i].count, true, 1e-3f, (uint32_t)(step * 1000003 + (int)i), 0));
     CUDA(cudaDeviceSynchronize());
@@ -74,7 +78,9 @@ static times time_step(stq_adamw *optimizer, void **parameters, void **gradients
                         .parameters = parameters,
                         .gradients = (const void *const *)gradients,
                         .unscale = 1.0,
-                        .max_gradient_norm = 1.0};
+                        .max_gradient_norm = 1.0,
+                        .norm_supplied = norm_supplied,
+                        .gradient_norm = 1.0};
     double before = now();
     must(stq_adamw_step(optimizer, &request, NULL));
     double returned = now();
@@ -82,8 +88,6 @@ static times time_step(stq_adamw *optimizer, void **parameters, void **gradients
     times t = {.host = returned - before, .all = now() - before};
     return t;
 }
-
-static void *parameters[GPU_LIST_MOST], *gradients[GPU_LIST_MOST];
 
 /* Medians of a kind of step; how many there were. */
 typedef struct summary {
@@ -128,7 +132,7 @@ static void run(int delay, FILE *csv) {
         bool measures, only;
         must(stq_adamw_decision_due(optimizer, &measures));
         must(stq_adamw_only_enqueues(optimizer, &only));
-        times t = time_step(optimizer, parameters, gradients, step);
+        times t = time_step(optimizer, step, false);
         if (step > 2)
             add_times(only ? &ordinary : measures ? &measuring : &deciding, t);
     }
@@ -144,8 +148,39 @@ static void run(int delay, FILE *csv) {
     stq_adamw_destroy(optimizer);
 }
 
+static stq_tensor shared[GPU_LIST_MOST];
+
+static void time_shared(void) {
+    stq_adamw_config config = stq_adamw_defaults();
+    config.device = STQ_DEVICE_CUDA;
+    config.policy.kind = STQ_POLICY_FIXED;
+    config.policy.fixed_m_bits = 4;
+    for (int turn = 0; turn < 4; turn++) {
+        bool by_column = turn >= 2, supplied = turn % 2 == 1;
+        static summary found;
+        stq_adamw *optimizer;
+        memcpy(shared, tensors, sizeof shared);
+        for (size_t i = 0; i < tensor_count; i++)
+            if (shared[i].rows > 1) {
+                shared[i].m_bits = 4;
+                shared[i].v_bits = by_column ? STQ_BITS_SHARED_COL : STQ_BITS_SHARED_ROW;
+            }
+        must(stq_adamw_create(&optimizer, &config, shared, tensor_count));
+        found.count = 0;
+        for (int step = 1; step <= STEPS; step++) {
+            times t = time_step(optimizer, step, supplied);
+            if (step > STEPS / 2)
+                add_times(&found, t);
+        }
+        finish(&found);
+        printf("m 4, v shared by %s, %s norm: host %.3f ms, in all %.3f ms (median of %d, least %.3f)\n",
+               by_column ? "columns" : "rows", supplied ? "given" : "own", found.host[found.count / 2],
+               found.all[found.count / 2], found.count, found.all[0]);
+        stq_adamw_destroy(optimizer);
+    }
+}
+
 static void profile(void) {
-    static stq_tensor shared[GPU_LIST_MOST];
     stq_adamw_config config = stq_adamw_defaults();
     config.device = STQ_DEVICE_CUDA;
     for (int turn = 0; turn < 2; turn++) {
@@ -160,7 +195,7 @@ static void profile(void) {
             }
         must(stq_adamw_create(&optimizer, &config, shared, tensor_count));
         for (int step = 1; step <= 3; step++) {
-            times t = time_step(optimizer, parameters, gradients, step);
+            times t = time_step(optimizer, step, false);
             printf("%s, step %d: %.3f ms\n", turn ? "v shared" : "zones", step, t.all);
         }
         stq_adamw_destroy(optimizer);
@@ -168,10 +203,10 @@ static void profile(void) {
 }
 
 int main(int argc, char **argv) {
-    bool profiles = argc == 2 && !strcmp(argv[1], "--profile");
+    bool profiles = argc == 2 && !strcmp(argv[1], "--profile"), shares = argc == 2 && !strcmp(argv[1], "--shared");
     FILE *csv = argc == 3 && !strcmp(argv[1], "--csv") ? fopen(argv[2], "w") : NULL;
-    if (argc != 1 && !csv && !profiles) {
-        fprintf(stderr, "usage: gpu_optimizer [--csv FILE | --profile]\n");
+    if (argc != 1 && !csv && !profiles && !shares) {
+        fprintf(stderr, "usage: gpu_optimizer [--csv FILE | --profile | --shared]\n");
         return 2;
     }
     add_model();
@@ -180,8 +215,11 @@ int main(int argc, char **argv) {
         CUDA(cudaMalloc(&gradients[i], (size_t)tensors[i].count * 2));
         CUDA(gpu_random_normal(parameters[i], tensors[i].count, true, 0.02f, (uint32_t)i, 0));
     }
-    if (profiles) {
-        profile();
+    if (profiles || shares) {
+        if (profiles)
+            profile();
+        else
+            time_shared();
         return 0;
     }
     if (csv)

@@ -133,6 +133,10 @@ static stq_status enqueue_update(stq_adamw *o) {
     STQ_CHECK(stq_cuda_follow_shared(o));
     STQ_CUDA_CHECK(stq_cuda_step(cuda->items, cuda->tiles, cuda->list.tile_count, cuda->coefficients, cuda->control,
                                  cuda->stream));
+    /* Whatever is shared just now: a captured step stays right when that changes. */
+    if (cuda->means > 0)
+        STQ_CUDA_CHECK(stq_cuda_step_shared(cuda->items, cuda->tiles, cuda->list.tile_count, cuda->coefficients,
+                                            cuda->control, cuda->stream));
     return STQ_OK;
 }
 

@@ -58,7 +58,7 @@ static cudaError_t allocate_lists(stq_cuda *cuda, const stq_worklist *list, cons
         {(void **)&to->chunks, (size_t)stq_cuda_count_chunks(o) * sizeof *to->chunks},
         {(void **)&to->share_sums, means * sizeof *to->share_sums},
         {(void **)&to->share_factors, means * sizeof *to->share_factors},
-        {(void **)&to->saturated, means ? items * sizeof *to->saturated : 0},
+        {(void **)&to->saturated, means ? (items + 1) * sizeof *to->saturated : 0},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (parts[i].bytes == 0)

@@ -107,11 +107,14 @@ cudaError_t stq_cuda_share_step(const stq_share_lists *lists, cudaStream_t strea
 cudaError_t stq_cuda_read_probes(const stq_device_item *items, int64_t item_count, float *values, cudaStream_t stream);
 
 /*
- * The fused pass. `tiles` names every tile of every item once; `coefficients` has one entry an item. Items without a
- * gradient stay as they are, and everything does where control->skip is set.
+ * The fused pass: stq_cuda_step_shared() over the items of the kinds STQ_KIND_SHARED, stq_cuda_step() over the others.
+ * `tiles` names every tile of every item once; `coefficients` has one entry an item. Items without a gradient stay as
+ * they are, and everything does where control->skip is set.
  */
 cudaError_t stq_cuda_step(const stq_device_item *items, const stq_tile *tiles, int64_t tile_count,
                           const stq_coefficients *coefficients, const stq_control *control, cudaStream_t stream);
+cudaError_t stq_cuda_step_shared(const stq_device_item *items, const stq_tile *tiles, int64_t tile_count,
+                                 const stq_coefficients *coefficients, const stq_control *control, cudaStream_t stream);
 
 /* The passes of quantization-aware training. */
 cudaError_t stq_cuda_launch_qat_forward(void *quantized, const stq_qat_pass *pass, cudaStream_t stream);

@@ -19,13 +19,14 @@
 /* Elements that one thread block works on: half a segment. */
 #define STQ_TILE (STQ_ROW * STQ_WARP_ROWS * STQ_WARP_GROUPS * STQ_TILE_WARPS)
 
-/* How an item is worked on. The plain kinds: widths 2 to 8 that do not change in this step, no error compensation,
- * arrays aligned to 16 bytes. */
+/* How an item is worked on. The plain kinds: widths 2 to 8 that do not change in this step, or a second moment that is
+ * shared and stays so, in rows of a multiple of 8 values; no error compensation, arrays aligned to 16 bytes. */
 enum {
     STQ_KIND_GENERAL = 0,
     STQ_KIND_BFLOAT16 = 1, /* parameter and gradient */
     STQ_KIND_FLOAT32 = 2,  /* parameter and gradient */
-    STQ_KIND_MIXED = 3     /* float32 parameter, bfloat16 gradient */
+    STQ_KIND_MIXED = 3,    /* float32 parameter, bfloat16 gradient */
+    STQ_KIND_SHARED = 4    /* a bit more in each of these: the second moment is shared */
 };
 
 /* One item on the device. */
@@ -79,7 +80,7 @@ typedef struct stq_share_lists {
     int64_t segment_count;
     int64_t *sums;                        /* scratch, one a mean: items[i].means_at and following */
     float *factors;                       /* likewise */
-    uint32_t *saturated;                  /* scratch, one an item */
+    uint32_t *saturated;                  /* scratch, one an item, and behind them whether any is */
     const stq_coefficients *coefficients; /* one an item */
     const stq_control *control;
 } stq_share_lists;

@@ -16,10 +16,13 @@
 
 /* Which widths a kernel body is made for: with fewer cases fewer instructions. */
 enum plain_range {
-    PLAIN_PAIRS,   /* 2 and 3 bits, both states */
-    PLAIN_NIBBLES, /* 4 and 5 bits, both states */
+    PLAIN_PAIRS,   /* 2 and 3 bits, all coded states */
+    PLAIN_NIBBLES, /* 4 and 5 bits, all coded states */
     PLAIN_ANY      /* 2 to 8 bits */
 };
+
+/* What the second moment is: codes, or means that are only read (quant/shared.h). */
+enum plain_second { PLAIN_CODED, PLAIN_ROW_MEANS, PLAIN_COL_MEANS };
 
 template <plain_range RANGE> static __device__ __forceinline__ bool plain_is_pair(uint32_t bits) {
     return RANGE == PLAIN_PAIRS || (RANGE == PLAIN_ANY && bits < 4);
@@ -129,12 +132,18 @@ struct plain_source {
     uint32_t plane_stride; /* bytes to the warp's next row; 0: the lane has no plane to copy */
 };
 
-/* The plane of which a lane copies a chunk, and how far into it; NULL if there is none. */
+/* The plane of which a lane copies a chunk, and how far into it. Means are no planes: the lanes of v have none then. */
+template <plain_second SECOND>
 static __device__ __forceinline__ void plain_find_plane(plain_source *source, const stq_item *item, int64_t row,
                                                         uint32_t lane) {
-    const stq_planes *planes = (lane < 16 ? lane < 8 : lane < 24) ? &item->m_in : &item->v_in;
+    bool first = lane < 16 ? lane < 8 : lane < 24;
+    const stq_planes *planes = first ? &item->m_in : &item->v_in;
     uint32_t base_bits = stq_base_bits(planes->bits), bytes = 0;
     source->plane = (char *)planes->base;
+    if (SECOND != PLAIN_CODED && !first) {
+        source->plane_stride = 0;
+        return;
+    }
     if (lane < 16 && lane % 8 < base_bits * 2) {
         bytes = base_bits * (STQ_ROW / 8);
         source->plane += row * bytes + lane % 8 * 16;
@@ -555,95 +564,6 @@ static __device__ __forceinline__ void plain_row(plain_warp &warp, const stq_coe
     __syncwarp();
     if (source.plane_stride != 0)
         PLAIN_STORE((uint4 *)source.plane, *(const uint4 *)(planes + warp.lane * 16));
-}
-
-static __device__ __forceinline__ plain_warp plain_begin(const stq_item *item, const stq_coefficients &c) {
-    plain_warp warp;
-    warp.m_bits = item->m_in.bits;
-    warp.v_bits = item->v_in.bits;
-    warp.lane = threadIdx.x % 32;
-    warp.half = warp.lane & STQ_BLOCK_LANES;
-    warp.offset = stq_pair_offset(plain_in_block(warp.lane) / 2);
-    bool usual = c.beta1 >= 0.5f && c.epsilon <= 0x1p20f && fabsf(c.step_size) <= 0x1p20f && fabsf(c.decay) <= 2.0f;
-    warp.lowest_scale = usual ? PLAIN_LOWEST_SCALE : 0xffffffffu;
-    warp.level = stq_m_decode(warp.lane & ((1u << warp.m_bits) - 1), 1.0f, warp.m_bits);
-    uint32_t shift = stq_v_finest(warp.v_bits) + warp.lane % 8;
-    warp.v_grain = ~0u << (shift > 19 ? shift : 19);
-    warp.v_span = ((1u << warp.v_bits) - 1) << shift;
-    warp.keys = warp.scales = warp.new_words = warp.next_word = 0;
-    plain_keep(warp.offset);
-    plain_keep(warp.v_grain);
-    plain_keep(warp.v_span);
-    return warp;
-}
-
-/* The block whose key and scale word a lane holds while the group of rows from `row` on is worked on. */
-static __device__ __forceinline__ int64_t plain_own_block(int64_t row, uint32_t lane) {
-    return row * 2 + lane % STQ_WARP_ROWS * (2 * STQ_TILE_WARPS) + lane / STQ_BLOCK_LANES;
-}
-
-/* The lane's scale word of the group of rows from `row` on; 0 for a block that the item does not have. */
-static __device__ __forceinline__ uint32_t plain_load_word(const stq_item *item, int64_t row, uint32_t lane) {
-    const stq_planes *planes = lane & STQ_WARP_ROWS ? &item->v_in : &item->m_in;
-    int64_t own = plain_own_block(row, lane);
-    return own * STQ_BLOCK < item->count ? planes->scales[own] : 0;
-}
-
-/* Keys and scale words of the group of rows from `row` on. */
-static __device__ __forceinline__ void plain_begin_group(plain_warp &warp, const stq_item *item, uint32_t step_key,
-                                                         int64_t row) {
-    bool second = (warp.lane & STQ_WARP_ROWS) != 0;
-    uint32_t word = warp.next_word;
-    warp.scales = second ? plain_lattice(word, warp.v_bits) : word << 16;
-    warp.new_words = word;
-    warp.next_word = plain_load_word(item, row + STQ_WARP_ROWS * STQ_TILE_WARPS, warp.lane);
-    warp.keys = stq_block_key(step_key, item->tensor, (uint32_t)(item->first_block + plain_own_block(row, warp.lane)),
-                              second ? STQ_STREAM_PARAMETER : STQ_STREAM_SECOND_MOMENT);
-}
-
-/* Stores the scale words of the `rows` rows of the group that begins with `row`. */
-static __device__ __forceinline__ void plain_end_group(const plain_warp &warp, const stq_item *item, int64_t row,
-                                                       uint32_t rows) {
-    const stq_planes *planes = warp.lane & STQ_WARP_ROWS ? &item->v_out : &item->m_out;
-    if (warp.lane % STQ_WARP_ROWS < rows)
-        planes->scales[plain_own_block(row, warp.lane)] = (uint16_t)warp.new_words;
-}
-
-/* `rows` rows of an item, all whole: row `first` and each STQ_TILE_WARPS-th after it, so that the warps of a block read
- * what lies together at about the same time. `warp_index` is the warp's in its block. */
-template <bool HALF_P, bool HALF_G, plain_range RANGE>
-static __device__ __forceinline__ void plain_rows(const stq_item *item, const stq_coefficients c, int64_t first,
-                                                  uint32_t rows, uint32_t warp_index) {
-    constexpr int bytes_p = STQ_ROW * (HALF_P ? 2 : 4), bytes_g = STQ_ROW * (HALF_G ? 2 : 4);
-    char *stages = plain_shared() + warp_index * (PLAIN_STAGES * PLAIN_STAGE_BYTES);
-    plain_warp warp = plain_begin(item, c);
-    plain_source source;
-    source.parameter = (char *)item->parameter + first * bytes_p + warp.lane * 16;
-    source.gradient = (const char *)item->gradient + first * bytes_g + warp.lane * 16;
-    plain_find_plane(&source, item, first, warp.lane);
-    plain_fetch<HALF_P, HALF_G>(stages, source, warp.lane);
-    plain_commit();
-    warp.next_word = plain_load_word(item, first, warp.lane);
-#pragma unroll 1
-    for (uint32_t row = 0; row < rows; row++) {
-        if (row % STQ_WARP_ROWS == 0)
-            plain_begin_group(warp, item, c.step_key, first + row * STQ_TILE_WARPS);
-        plain_source next = source;
-        next.parameter += bytes_p * STQ_TILE_WARPS;
-        next.gradient += bytes_g * STQ_TILE_WARPS;
-        next.plane += source.plane_stride;
-        plain_wait();
-        __syncwarp();
-        if (row + 1 < rows)
-            plain_fetch<HALF_P, HALF_G>(stages + (row + 1) % PLAIN_STAGES * PLAIN_STAGE_BYTES, next, warp.lane);
-        plain_commit();
-        plain_row<HALF_P, HALF_G, RANGE>(warp, c, row % STQ_WARP_ROWS, stages + row % PLAIN_STAGES * PLAIN_STAGE_BYTES,
-                                         source);
-        source = next;
-        if (row % STQ_WARP_ROWS == STQ_WARP_ROWS - 1 || row + 1 == rows)
-            plain_end_group(warp, item, first + row / STQ_WARP_ROWS * (STQ_WARP_ROWS * STQ_TILE_WARPS),
-                            row % STQ_WARP_ROWS + 1);
-    }
 }
 
 #endif

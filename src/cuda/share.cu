@@ -5,17 +5,17 @@
  *
  * Means are worked on by STQ_SHARE_PARTS blocks an item. Elements are worked on by a block for each segment: where rows
  * share, a warp takes a contiguous part and adds up each row's piece of it; where columns share, the block takes some
- * columns of many rows instead, as many elements in all, and a thread keeps the sums of 8 columns.
+ * columns of many rows instead, as many elements in all, and a thread keeps the sums of 8 columns. Gradients in aligned
+ * rows of a multiple of 8 values, which is nearly all of them, are read some vectors ahead (share_terms.cuh).
  */
 #include "cuda/kernels.h"
-#include "quant/convert.h"
-#include "quant/shared.h"
+#include "cuda/share_terms.cuh"
 
-#define THREADS 256
 #define WARPS (THREADS / 32)
-#define EIGHT 8
 /* Columns of a block: 8 a thread at most. */
 #define WIDEST (EIGHT * THREADS)
+/* Blocks of the stages that only a saturated tensor needs: nearly always all of them leave at once. */
+#define RARE_BLOCKS 2048
 
 /* ---- Stages over means ---- */
 
@@ -61,12 +61,17 @@ static __device__ void clear_state(const stq_item *item, int64_t first, int64_t 
 
 template <mean_stage STAGE> static __global__ void __launch_bounds__(THREADS) means_kernel(stq_share_lists lists) {
     constexpr bool begins = STAGE == NO_MEANS || STAGE == FIRST_MEANS;
+    constexpr bool rare = STAGE == ZERO || STAGE == SAFE_FACTORS;
+    if (rare && lists.saturated[lists.item_count] == 0)
+        return;
+    if (STAGE == FROM_MEANS && blockIdx.x == 0 && threadIdx.x == 0)
+        lists.saturated[lists.item_count] = 0;
     uint32_t index = blockIdx.x / STQ_SHARE_PARTS, part = blockIdx.x % STQ_SHARE_PARTS;
     const stq_item *item = &lists.items[index].item;
     const stq_planes *planes = begins ? &item->v_out : &item->v_in;
     if (lists.control->skip || !(begins ? is_begun(item) : is_followed(item)))
         return;
-    if ((STAGE == ZERO || STAGE == SAFE_FACTORS) && lists.saturated[index] == 0)
+    if (rare && lists.saturated[index] == 0)
         return;
     int64_t count = stq_shared_count(planes->bits, item->rows, item->cols), elements = elements_of(item, planes->bits);
     int64_t first = (int64_t)part * THREADS + threadIdx.x;
@@ -229,31 +234,118 @@ static __device__ bool work_on_columns(const element_work &w, int64_t col, int64
     return saturated;
 }
 
-/* A block's share of the columns: as many elements as a segment has. */
+/* Where a block's share of the columns lies: as many elements as a segment has. */
+struct chunk_grid {
+    int64_t chunks, width, height; /* chunks of columns, columns of each, rows of a block */
+    int64_t units, blocks;         /* of chunks times heights; the item's blocks take turns at them */
+};
+
+static __device__ __forceinline__ chunk_grid chunks_of(const stq_item *item) {
+    chunk_grid grid;
+    grid.chunks = (item->cols + WIDEST - 1) / WIDEST;
+    grid.width = ((item->cols + grid.chunks - 1) / grid.chunks + EIGHT - 1) / EIGHT * EIGHT;
+    grid.height = STQ_SEGMENT / grid.width;
+    grid.units = grid.chunks * ((item->rows + grid.height - 1) / grid.height);
+    grid.blocks = (item->count + STQ_SEGMENT - 1) / STQ_SEGMENT;
+    return grid;
+}
+
 template <element_stage STAGE> static __device__ bool work_on_chunks(const element_work &w, uint32_t segment) {
-    int64_t rows = w.item->rows, cols = w.item->cols;
-    int64_t chunks = (cols + WIDEST - 1) / WIDEST;
-    int64_t width = ((cols + chunks - 1) / chunks + EIGHT - 1) / EIGHT * EIGHT;
-    int64_t threads = width / EIGHT, lines = THREADS / threads;
-    int64_t height = STQ_SEGMENT / width, line = threadIdx.x / threads;
-    int64_t blocks = (w.item->count + STQ_SEGMENT - 1) / STQ_SEGMENT;
+    chunk_grid grid = chunks_of(w.item);
+    int64_t threads = grid.width / EIGHT, lines = THREADS / threads, line = threadIdx.x / threads;
     bool saturated = false;
-    for (int64_t unit = segment; unit < chunks * ((rows + height - 1) / height); unit += blocks) {
-        int64_t col = unit % chunks * width + threadIdx.x % threads * EIGHT;
-        int64_t first = unit / chunks * height, end = first + height < rows ? first + height : rows;
-        if (line < lines && col < cols)
+    for (int64_t unit = segment; unit < grid.units; unit += grid.blocks) {
+        int64_t col = unit % grid.chunks * grid.width + threadIdx.x % threads * EIGHT;
+        int64_t first = unit / grid.chunks * grid.height;
+        int64_t end = first + grid.height < w.item->rows ? first + grid.height : w.item->rows;
+        if (line < lines && col < w.item->cols)
             saturated |= work_on_columns<STAGE>(w, col, first + line, end, lines);
     }
     return saturated;
 }
 
+/* Room for the sums of a block's columns; threads that read one each meet all banks. */
+#define PITCH (THREADS + 4)
+static __device__ __forceinline__ unsigned long long *staged_sums() {
+    __shared__ unsigned long long staged[EIGHT * PITCH];
+    return staged;
+}
+
+/* Adds what the block's threads have for columns `chunk` and following: through shared memory, so that neighbouring
+ * threads add to neighbouring sums. `threads` of them have 8 columns each, of one of `lines` lines. */
+static __device__ __forceinline__ void deliver_columns(const element_work &w, const unsigned long long *sums,
+                                                       int64_t chunk, uint32_t width, uint32_t threads,
+                                                       uint32_t lines) {
+    unsigned long long *staged = staged_sums();
+#pragma unroll
+    for (int k = 0; k < EIGHT; k++)
+        staged[k * PITCH + threadIdx.x] = sums[k];
+    __syncthreads();
+    for (uint32_t at = threadIdx.x; at < width; at += THREADS) {
+        unsigned long long sum = 0;
+        for (uint32_t i = 0; i < lines; i++)
+            sum += staged[at % EIGHT * PITCH + i * threads + at / EIGHT];
+        deliver<ADD_TERMS>(w, chunk + at, (long long)sum);
+    }
+    __syncthreads();
+}
+
+/* As work_on_chunks(). */
+template <bool HALF> static __device__ __forceinline__ bool add_chunks(const element_work &w, uint32_t segment) {
+    chunk_grid grid = chunks_of(w.item);
+    uint32_t threads = (uint32_t)grid.width / EIGHT, lines = THREADS / threads, line = threadIdx.x / threads;
+    int64_t row_bytes = w.item->cols * eight_gradients<HALF>::bytes;
+    bool saturated = false;
+    for (int64_t unit = segment; unit < grid.units; unit += grid.blocks) {
+        int64_t chunk = unit % grid.chunks * grid.width, first = unit / grid.chunks * grid.height + line;
+        int64_t left = w.item->cols - chunk, end = first - line + grid.height;
+        uint32_t own = threadIdx.x % threads * EIGHT;
+        uint32_t width = (uint32_t)(left < grid.width ? left : grid.width);
+        end = end < w.item->rows ? end : w.item->rows;
+        unsigned long long sums[EIGHT] = {};
+        if (line < lines && own < width && first < end)
+            saturated |= terms_of_columns<HALF>(sums, w.factors + chunk + own,
+                                                (const char *)w.item->gradient + first * row_bytes +
+                                                    (chunk + own) * eight_gradients<HALF>::bytes,
+                                                row_bytes * lines, (int)((uint32_t)(end - first + lines - 1) / lines));
+        deliver_columns(w, sums, chunk, width, threads, lines);
+    }
+    return saturated;
+}
+
+/* Elements first .. end - 1, which are a warp's, as work_on_rows() has it. */
+template <bool HALF>
+static __device__ __forceinline__ bool add_rows(const element_work &w, int64_t first, int64_t end) {
+    int64_t cols = w.item->cols, row = first / cols;
+    uint32_t seen = 0;
+    for (int64_t at = first; at < end; row++) {
+        int64_t stop = (row + 1) * cols;
+        stop = stop < end ? stop : end;
+        long long sum = (long long)terms_of_row<HALF>(w.item, w.factors[row], at, stop, &seen);
+        sum = reduce_warp<ADD_TERMS>(sum);
+        if (threadIdx.x % 32 == 0)
+            deliver<ADD_TERMS>(w, row, sum);
+        at = stop;
+    }
+    return (seen & SATURATED) != 0;
+}
+
+/* Any gradients, and second moments. */
 template <element_stage STAGE>
-static __global__ void __launch_bounds__(THREADS) elements_kernel(stq_share_lists lists) {
+static __device__ __noinline__ bool work_on_any(const element_work &w, uint32_t bits, uint32_t segment, int64_t first,
+                                                int64_t end) {
+    if (bits == STQ_BITS_SHARED_ROW || STAGE == LARGEST_MOMENT)
+        return work_on_rows<STAGE>(w, first, end);
+    return work_on_chunks<STAGE>(w, segment);
+}
+
+/* One segment, by a block. */
+template <element_stage STAGE>
+static __device__ __forceinline__ void work_on_segment(const stq_share_lists &lists, stq_tile segment) {
     constexpr bool begins = STAGE == LARGEST_MOMENT || STAGE == ADD_MOMENTS;
-    stq_tile segment = lists.segments[blockIdx.x];
     const stq_device_item *device_item = &lists.items[segment.item];
     const stq_item *item = &device_item->item;
-    if (lists.control->skip || !(begins ? is_begun(item) : is_followed(item)))
+    if (!(begins ? is_begun(item) : is_followed(item)))
         return;
     if ((STAGE == FIND_LARGEST || STAGE == ADD_AGAIN) && lists.saturated[segment.item] == 0)
         return;
@@ -265,16 +357,34 @@ static __global__ void __launch_bounds__(THREADS) elements_kernel(stq_share_list
     w.saturated = lists.saturated + segment.item;
     w.scale =
         STAGE == ADD_MOMENTS ? stq_shared_fixed_point(stq_bits_float(*w.saturated), elements_of(item, bits)) : 0.0;
-    bool saturated;
-    if (bits == STQ_BITS_SHARED_ROW || STAGE == LARGEST_MOMENT) {
-        int64_t first = (int64_t)segment.tile * STQ_SEGMENT + threadIdx.x / 32 * (STQ_SEGMENT / WARPS);
-        int64_t end = first + STQ_SEGMENT / WARPS;
-        saturated = work_on_rows<STAGE>(w, first, end < item->count ? end : item->count);
-    } else {
-        saturated = work_on_chunks<STAGE>(w, segment.tile);
-    }
-    if (STAGE == ADD_TERMS && saturated)
+    int64_t first = (int64_t)segment.tile * STQ_SEGMENT + threadIdx.x / 32 * (STQ_SEGMENT / WARPS);
+    int64_t end = first + STQ_SEGMENT / WARPS;
+    end = end < item->count ? end : item->count;
+    bool saturated, by_row = bits == STQ_BITS_SHARED_ROW;
+    if (STAGE == ADD_TERMS && is_regular(item, STQ_BFLOAT16))
+        saturated = by_row ? add_rows<true>(w, first, end) : add_chunks<true>(w, segment.tile);
+    else if (STAGE == ADD_TERMS && is_regular(item, STQ_FLOAT32))
+        saturated = by_row ? add_rows<false>(w, first, end) : add_chunks<false>(w, segment.tile);
+    else
+        saturated = work_on_any<STAGE>(w, bits, segment.tile, first, end);
+    if (STAGE == ADD_TERMS && saturated) {
         atomicMax(w.saturated, 1u);
+        atomicMax(lists.saturated + lists.item_count, 1u);
+    }
+}
+
+template <element_stage STAGE>
+static __global__ void __launch_bounds__(THREADS, STAGE == ADD_TERMS ? STQ_SHARE_BLOCKS : 1)
+    elements_kernel(stq_share_lists lists) {
+    constexpr bool rare = STAGE == FIND_LARGEST || STAGE == ADD_AGAIN;
+    if (lists.control->skip || (rare && lists.saturated[lists.item_count] == 0))
+        return;
+    if constexpr (rare) {
+        for (int64_t i = blockIdx.x; i < lists.segment_count; i += gridDim.x)
+            work_on_segment<STAGE>(lists, lists.segments[i]);
+    } else {
+        work_on_segment<STAGE>(lists, lists.segments[blockIdx.x]);
+    }
 }
 
 /* ---- Launches ---- */
@@ -294,12 +404,13 @@ cudaError_t stq_cuda_share_step(const stq_share_lists *lists, cudaStream_t strea
     const unsigned parts = (unsigned)lists->item_count * STQ_SHARE_PARTS, segments = (unsigned)lists->segment_count;
     if (segments == 0)
         return cudaSuccess;
+    const unsigned rare = segments < RARE_BLOCKS ? segments : RARE_BLOCKS;
     means_kernel<FROM_MEANS><<<parts, THREADS, 0, stream>>>(*lists);
     elements_kernel<ADD_TERMS><<<segments, THREADS, 0, stream>>>(*lists);
     means_kernel<ZERO><<<parts, THREADS, 0, stream>>>(*lists);
-    elements_kernel<FIND_LARGEST><<<segments, THREADS, 0, stream>>>(*lists);
+    elements_kernel<FIND_LARGEST><<<rare, THREADS, 0, stream>>>(*lists);
     means_kernel<SAFE_FACTORS><<<parts, THREADS, 0, stream>>>(*lists);
-    elements_kernel<ADD_AGAIN><<<segments, THREADS, 0, stream>>>(*lists);
+    elements_kernel<ADD_AGAIN><<<rare, THREADS, 0, stream>>>(*lists);
     means_kernel<NEW_MEANS><<<parts, THREADS, 0, stream>>>(*lists);
     return cudaGetLastError();
 }

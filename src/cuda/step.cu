@@ -1,5 +1,6 @@
-/* step.cu - the fused pass over a whole list of tensors in one launch: decode, AdamW, encode. */
-#include "cuda/plain.cuh"
+/* step.cu - the fused pass over a whole list of tensors in one launch: decode, AdamW, encode. Tensors whose second
+ * moment is shared are left to step_shared.cu. */
+#include "cuda/rows.cuh"
 
 #ifndef STQ_EMULATED
 #include "cuda/kernels.h"
@@ -10,11 +11,6 @@
 #define STQ_STEP_BLOCKS 3
 #endif
 
-/* Number of rows first, first + STQ_TILE_WARPS, ... below `end`. */
-static __device__ __forceinline__ uint32_t rows_below(int64_t first, int64_t end) {
-    return first < end ? (uint32_t)(end - first + STQ_TILE_WARPS - 1) / STQ_TILE_WARPS : 0;
-}
-
 /* A warp's whole rows below `end`; returns the first row that is left to it. */
 template <bool HALF_P, bool HALF_G>
 static __device__ __forceinline__ int64_t work_plain(const stq_item *item, const stq_coefficients *c, uint32_t range,
@@ -24,11 +20,11 @@ static __device__ __forceinline__ int64_t work_plain(const stq_item *item, const
     if (rows == 0)
         return first;
     if (range == PLAIN_NIBBLES)
-        plain_rows<HALF_P, HALF_G, PLAIN_NIBBLES>(item, *c, first, rows, warp);
+        plain_rows<HALF_P, HALF_G, PLAIN_NIBBLES, PLAIN_CODED>(item, *c, first, rows, warp);
     else if (range == PLAIN_PAIRS)
-        plain_rows<HALF_P, HALF_G, PLAIN_PAIRS>(item, *c, first, rows, warp);
+        plain_rows<HALF_P, HALF_G, PLAIN_PAIRS, PLAIN_CODED>(item, *c, first, rows, warp);
     else
-        plain_rows<HALF_P, HALF_G, PLAIN_ANY>(item, *c, first, rows, warp);
+        plain_rows<HALF_P, HALF_G, PLAIN_ANY, PLAIN_CODED>(item, *c, first, rows, warp);
     return first + rows * STQ_TILE_WARPS;
 }
 
@@ -46,7 +42,7 @@ static __global__ void __launch_bounds__(32 * STQ_TILE_WARPS, STQ_STEP_BLOCKS)
     stq_tile tile = tiles[blockIdx.x];
     const stq_item *item = &items[tile.item].item;
     const stq_coefficients *c = &coefficients[tile.item];
-    if (item->gradient == NULL)
+    if (item->gradient == NULL || (items[tile.item].kind & STQ_KIND_SHARED) != 0)
         return;
     int64_t rows = (item->count + STQ_ROW - 1) / STQ_ROW;
     /* Taken from lane 0, so that the compiler knows that all lanes of a warp go the same way. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "quant/shared.h"
 
 static int64_t parts(int64_t count, int64_t part) { return (count + part - 1) / part; }
 
@@ -60,15 +61,23 @@ static bool stays_coded(const stq_planes *in, const stq_planes *out) {
 
 static bool aligned(const void *pointer) { return (uintptr_t)pointer % 16 == 0; }
 
+/* Means that stay, where 8 neighbouring values from a multiple of 8 on lie in one row of the tensor. */
+static bool stays_shared(const stq_item *item) {
+    return stq_is_shared(item->v_in.bits) && item->v_in.bits == item->v_out.bits && item->cols % 8 == 0 &&
+           item->rows <= INT32_MAX && item->cols <= INT32_MAX && aligned(item->v_in.base);
+}
+
 uint32_t stq_item_kind(const stq_item *item, bool compensates) {
-    if (compensates || !stays_coded(&item->m_in, &item->m_out) || !stays_coded(&item->v_in, &item->v_out) ||
-        !aligned(item->parameter) || !aligned(item->gradient))
+    bool shared = stays_shared(item);
+    if (compensates || (!shared && !stays_coded(&item->v_in, &item->v_out)) ||
+        !stays_coded(&item->m_in, &item->m_out) || !aligned(item->parameter) || !aligned(item->gradient))
         return STQ_KIND_GENERAL;
+    uint32_t second = shared ? STQ_KIND_SHARED : 0;
     if (item->parameter_type == STQ_BFLOAT16 && item->gradient_type == STQ_BFLOAT16)
-        return STQ_KIND_BFLOAT16;
+        return STQ_KIND_BFLOAT16 | second;
     if (item->parameter_type == STQ_FLOAT32 && item->gradient_type == STQ_FLOAT32)
-        return STQ_KIND_FLOAT32;
+        return STQ_KIND_FLOAT32 | second;
     if (item->parameter_type == STQ_FLOAT32 && item->gradient_type == STQ_BFLOAT16)
-        return STQ_KIND_MIXED;
+        return STQ_KIND_MIXED | second;
     return STQ_KIND_GENERAL;
 }

@@ -90,6 +90,7 @@ static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 }
 
 template <class T> static inline T __ldcs(const T *from) { return *from; }
+template <class T> static inline T __ldg(const T *from) { return *from; }
 template <class T> static inline void __stcs(T *to, T value) { *to = value; }
 
 static inline float __fdiv_rn(float a, float b) { return a / b; }

@@ -7,6 +7,7 @@
 
 #include "quant/convert.h"
 #include "quant/kernels.h"
+#include "quant/shared.h"
 
 #define GUARD 64
 #define GUARD_BYTE 0xa5
@@ -104,6 +105,8 @@ static void upload(const buffer *b) { CUDA(cudaMemcpy(b->device, b->host, b->byt
 static stq_planes planes_of(const fixture_state *state, uint32_t bits, bool device) {
 #define POINTER(b) (device ? (b).device : (b).host)
     stq_planes planes = {.bits = bits, .scales = (uint16_t *)(void *)POINTER(state->scales)};
+    if (stq_is_shared(bits))
+        return (stq_planes){.bits = bits, .base = POINTER(state->floats)};
     planes.base = bits == 32 ? POINTER(state->floats) : bits >= 4 ? POINTER(state->nibbles) : POINTER(state->pairs);
     for (uint32_t k = 1; k < stq_plane_count(bits); k++)
         planes.bit[k - 1] = POINTER(state->bit[k - 1]);
@@ -111,6 +114,15 @@ static stq_planes planes_of(const fixture_state *state, uint32_t bits, bool devi
         planes = (stq_planes){.bits = 0};
     return planes;
 #undef POINTER
+}
+
+/* Means of a second moment, in proportion to the gradients' scale, a few of them 0. */
+static void fill_means(const buffer *floats, double scale, uint64_t *random) {
+    for (size_t i = 0; i < floats->bytes / sizeof(float); i++) {
+        double mean = random_word(random) % 50 ? scale * scale * (0.1 + uniform(random)) : 0.0;
+        ((float *)(void *)floats->host)[i] = (float)mean;
+    }
+    upload(floats);
 }
 
 static void open_tensor(fixture_tensor *t, const tensor_spec *spec, uint32_t index, uint64_t *random) {
@@ -140,6 +152,10 @@ static void open_tensor(fixture_tensor *t, const tensor_spec *spec, uint32_t ind
                          .gradient_type = spec->gradient_type,
                          .parameter = t->parameter.host + extra * element(spec->parameter_type),
                          .gradient = t->gradient.host + extra * element(spec->gradient_type)};
+    t->item.cols = spec->cols;
+    t->item.rows = spec->cols > 0 ? (spec->first_block * STQ_BLOCK + spec->count + spec->cols - 1) / spec->cols : 0;
+    if (stq_is_shared(spec->v_bits))
+        fill_means(&t->state[1].floats, spec->scale, random);
     t->item.m_in = planes_of(&t->state[0], spec->m_bits, false);
     t->item.v_in = planes_of(&t->state[1], spec->v_bits, false);
     t->item.m_out = planes_of(&t->state[0], spec->m_next ? spec->m_next : spec->m_bits, false);
@@ -257,6 +273,7 @@ void fixture_step(fixture *f, int64_t step, double gradient_factor) {
     free(all);
     fixture_upload_items(f);
     CUDA(stq_cuda_step(f->device_items, f->tiles, f->list.tile_count, f->coefficients, f->control, 0));
+    CUDA(stq_cuda_step_shared(f->device_items, f->tiles, f->list.tile_count, f->coefficients, f->control, 0));
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < f->count; i++)
         stq_reference_kernels.step(&f->tensors[i].item, &one, 0, stq_block_count(f->tensors[i].item.count));

@@ -49,6 +49,7 @@ typedef struct tensor_spec {
     double scale;
     int64_t first_block;
     int misalignment; /* elements */
+    int64_t cols;     /* length of a row, for v_bits that mean a shared second moment */
 } tensor_spec;
 
 typedef struct buffer {

@@ -9,6 +9,7 @@
 #include "fixture.h"
 #include "quant/convert.h"
 #include "quant/kernels.h"
+#include "quant/shared.h"
 #include "score/sums.h"
 
 typedef struct counters {
@@ -102,6 +103,39 @@ static void test_pairs(uint64_t seed, int64_t steps) {
                same ? "" : ": ", text);
         fixture_close(&f);
     }
+}
+
+/* Every width of m with a second moment that is shared by rows and by columns. */
+static void test_shared(uint64_t seed, int64_t steps) {
+    static const stq_dtype types[][2] = {
+        {STQ_BFLOAT16, STQ_BFLOAT16}, {STQ_FLOAT32, STQ_FLOAT32}, {STQ_FLOAT32, STQ_BFLOAT16}};
+    static const int64_t cols[] = {1600, 8, 64, 256, 264, 768, 20, 2048, 4104}; /* 20: no multiple of 8 */
+    tensor_spec specs[7 * 2 * 3];
+    size_t count = 0;
+    for (uint32_t m = 2; m <= 8; m++)
+        for (uint32_t v = STQ_BITS_SHARED_ROW; v <= STQ_BITS_SHARED_COL; v++)
+            for (int type = 0; type < 3; type++, count++)
+                specs[count] = (tensor_spec){.count = 40000 + 16 * (int64_t)count * (int64_t)count,
+                                             .m_next = m,
+                                             .v_bits = v,
+                                             .parameter_type = types[type][0],
+                                             .gradient_type = types[type][1],
+                                             .kind = (gradient_kind)(count % GRADIENT_KINDS),
+                                             .scale = 1e-3,
+                                             .first_block = count % 4 == 3 ? 50 : 0,
+                                             .cols = cols[(count + m) % 9]};
+    fixture f;
+    char text[300] = "";
+    fixture_open(&f, specs, count, seed);
+    int64_t step = 1;
+    for (; step <= steps && !fixture_differs(&f, text, sizeof text); step++) {
+        fixture_gradients(&f, step);
+        fixture_step(&f, step, 1.0);
+    }
+    bool same = !fixture_differs(&f, text, sizeof text);
+    report(same, "shared second moments, %zu tensors, %lld steps%s%s", count, (long long)step - 1, same ? "" : ": ",
+           text);
+    fixture_close(&f);
 }
 
 /* Widths of every tensor change at random every few steps. */
@@ -387,6 +421,7 @@ int main(int argc, char **argv) {
         test_arithmetic(seed);
     test_pairs(seed, quick ? 3 : 300);
     test_transitions(seed + 50, quick ? 4 : 60);
+    test_shared(seed + 55, quick ? 3 : 60);
     test_sums(seed + 60);
     test_prepare(seed + 70);
     test_large(seed + 80);
