@@ -176,9 +176,9 @@ enum app_status device_check_memory(const struct device *device, int64_t bytes) 
     }
     return app_fail(
         APP_FAILED,
-        "Parameters, gradients and states need %s on the GPU, and %s of %s are free there; choose a smaller "
-        "model, or train with --device cpu.",
-        memory_text(bytes, needed), memory_text((int64_t)room, there), device->name);
+        "Parameters, gradients and states need %s on the GPU (%s), where %s are free; choose a smaller model, or train "
+        "with --device cpu.",
+        memory_text(bytes, needed), device->name, memory_text((int64_t)room, there));
 }
 
 // Copies from locked pages are faster. Where the system locks no more of them, they are made all the same. The buffers
