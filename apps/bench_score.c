@@ -114,7 +114,7 @@ static enum app_status open_bench(struct bench *bench) {
     enum app_status status = gpt2_create(&bench->config, settings->batch, settings->sequence_length,
                                          (int)settings->threads, 1, &bench->model);
     if (status == APP_OK) {
-        status = optimizer_create(&bench->optimizer, &optimizer, &bench->model->parameters, NULL);
+        status = optimizer_create(&bench->optimizer, &optimizer, &bench->model->parameters, NULL, NULL);
     }
     return status;
 }

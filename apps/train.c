@@ -27,7 +27,9 @@ static enum app_status plan_memory(const struct training *training, struct deman
                                   .gradients = set.padded * 4,
                                   .states = (int64_t)states.state_bytes,
                                   .activations = training->kind->activation_bytes(training)};
-        demand->total = demand->parameters + demand->gradients + demand->states + demand->activations;
+        demand->device = demand->parameters + demand->gradients + demand->states / training->ranks.count;
+        demand->total = demand->parameters + demand->gradients + demand->activations;
+        demand->total += training->device ? 0 : demand->states;
     }
     parameters_release(&set);
     return status;
@@ -39,15 +41,17 @@ static enum app_status check_memory(const struct training *training, struct dema
     if (status != APP_OK) {
         return status;
     }
+    status = training->device ? device_check_memory(training->device, demand->device) : APP_OK;
     int64_t available = memory_available();
-    if (available == 0 || demand->total <= available) {
-        return APP_OK;
+    if (status != APP_OK || available == 0 || demand->total <= available) {
+        return status;
     }
     return app_fail(APP_FAILED,
                     "The run needs %s (parameters %s, gradients %s, states %s, activations %s) and %s are available; "
                     "choose a smaller model or --batch.",
                     memory_text(demand->total, needed), memory_text(demand->parameters, parts[0]),
-                    memory_text(demand->gradients, parts[1]), memory_text(demand->states, parts[2]),
+                    memory_text(demand->gradients, parts[1]),
+                    memory_text(training->device ? 0 : demand->states, parts[2]),
                     memory_text(demand->activations, parts[3]), memory_text(available, available_text));
 }
 
@@ -76,6 +80,11 @@ static void print_head(const struct training *training, const struct demand *dem
            memory_text(demand->gradients, bytes[1]), memory_text(demand->activations, bytes[2]));
     printf("optimizer  %s: states %s; float32 states would take %s\n", training->options->optimizer,
            memory_text(demand->states, bytes[3]), memory_text(2 * demand->parameters, bytes[4]));
+    if (training->device) {
+        printf("device     GPU %d, %s: states, and copies of parameters and gradients, %s%s\n", training->device->index,
+               training->device->name, memory_text(demand->device, bytes[0]),
+               training->ranks.count > 1 ? " on every rank's GPU" : "");
+    }
     print_qat(&training->options->qat);
     fflush(stdout);
 }
@@ -120,9 +129,20 @@ json_t *training_describe(const struct training *training) {
     return run;
 }
 
+// The same, with where the optimizer is: this decides nothing, and checkpoints do not tell it.
+static json_t *describe_with_device(const struct training *training) {
+    const struct device *device = training->device;
+    json_t *run = training_describe(training);
+    json_object_set_new(run, "device", json_string(device ? "cuda" : "cpu"));
+    if (device) {
+        json_object_set_new(run, "gpu", json_string(device->name));
+    }
+    return run;
+}
+
 static enum app_status write_summary(const struct training *training, const struct loop_outcome *outcome,
                                      const stq_memory *memory) {
-    json_t *object = training_describe(training);
+    json_t *object = describe_with_device(training);
     char speed_key[32];
     double float32_bytes = 8.0 * (double)memory->parameters;
     snprintf(speed_key, sizeof(speed_key), "%s_per_s", training->data->unit);
@@ -187,7 +207,7 @@ static const char *after_step(void *context, int64_t step) {
 
 static enum app_status run_loop(struct training *training, struct loop_outcome *outcome) {
     const struct train_options *options = training->options;
-    json_t *run = training_describe(training);
+    json_t *run = describe_with_device(training);
     struct loop loop = {.settings = {.schedule = {.learning_rate = options->learning_rate,
                                                   .floor = options->floor,
                                                   .warmup = options->warmup,
@@ -242,10 +262,24 @@ static enum app_status open_outputs(struct training *training) {
     return status;
 }
 
+static enum app_status create_optimizer(struct training *training) {
+    const struct parameter_set *parameters = &training->model->parameters;
+    struct device *device = training->device;
+    enum app_status status = device ? device_mirror(device, parameters) : APP_OK;
+    if (status != APP_OK) {
+        return status;
+    }
+    return optimizer_create(&training->optimizer, &training->optimizer_settings, parameters,
+                            device ? device->comm : training->ranks.comm, device);
+}
+
 static enum app_status prepare(struct training *training) {
     const struct train_options *options = training->options;
     struct demand demand;
     enum app_status status = share_batch(training);
+    if (status == APP_OK) {
+        status = device_open(&options->device, &training->ranks, RANK_TIMEOUT, &training->device);
+    }
     if (status == APP_OK) {
         status = training->kind->settle(training);
     }
@@ -262,8 +296,7 @@ static enum app_status prepare(struct training *training) {
         status = training->kind->create_model(training);
     }
     if (status == APP_OK) {
-        status = optimizer_create(&training->optimizer, &training->optimizer_settings, &training->model->parameters,
-                                  training->ranks.comm);
+        status = create_optimizer(training);
     }
     if (status == APP_OK) {
         print_head(training, &demand);
@@ -327,6 +360,7 @@ int training_run(struct training *training, const char *command) {
     saving_close(training->saving);
     json_decref(training->application);
     optimizer_release(&training->optimizer);
+    device_close(training->device, status != APP_OK || signal_number);
     if (training->data) {
         training->data->operations->destroy(training->data);
     }

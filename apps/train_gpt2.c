@@ -238,7 +238,8 @@ static const struct argp argp = {
            "  stquant train gpt2 --data wiki.tokens --preset small --checkpoint run\n"
            "  stquant train gpt2 --data wiki.tokens --preset small --checkpoint run \\\n"
            "      --resume run\n"
-           "  mpirun -n 2 stquant train gpt2 --data text.txt --threads 1\n\n"
+           "  mpirun -n 2 stquant train gpt2 --data text.txt --threads 1\n"
+           "  stquant train gpt2 --data text.txt --preset 124m --device cuda\n\n"
            "Exit status: 0, 1 when the run failed, 2 when the options make no sense, 130 or 143 when Ctrl-C or "
            "a termination signal ended it after a whole step."};
 

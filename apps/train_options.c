@@ -21,6 +21,7 @@ enum {
     CLIP,
     VALIDATE_EVERY,
     VALIDATION_BATCHES,
+    DEVICE,
     STATE_BITS,
     M_BITS,
     V_BITS,
@@ -67,6 +68,11 @@ static const struct argp_option option_list[] = {
     {0, 0, 0, 0, "Optimizer states:", HELP_STATES},
     {"optimizer", OPTIMIZER, "adamw|fixed|stquant", 0,
      "adamw: float32 states; fixed: one width everywhere; stquant: widths chosen during the run (default)",
+     HELP_STATES},
+    {"device", DEVICE, "cpu|cuda", 0,
+     "Where the states live and the optimizer's step is made (cpu); cuda:N is GPU N. The model computes on the CPU, "
+     "and "
+     "the results are the same bytes",
      HELP_STATES},
     {"state-bits", STATE_BITS, "B", 0,
      "stquant: the cap, in bits per state value with everything included (5.0); fixed: the width of both moments",
@@ -229,6 +235,12 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
     switch (key) {
     case OPTIMIZER:
         options->optimizer = command_choice(state, "optimizer", argument, optimizers, 3);
+        return 0;
+    case DEVICE:
+        if (!device_parse(argument, &options->device)) {
+            argp_failure(state, APP_USAGE, 0, "--device takes cpu, cuda or cuda:N with the number of a GPU, not '%s'.",
+                         argument);
+        }
         return 0;
     case POLICY:
         options->policy = command_choice(state, "policy", argument, policies, 3);

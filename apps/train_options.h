@@ -35,7 +35,8 @@ struct train_options {
     int qat_details;           // options were given that need --qat
 
     int64_t seed;
-    int64_t threads; // 0 = all
+    int64_t threads;             // 0 = all
+    struct device_choice device; // --device, of the optimizer
     const char *log, *summary, *tensorboard, *trace;
     const char *checkpoint, *resume, *init; // null where not given
     int64_t save_every, keep;               // 0: only after the last step; all

@@ -5,6 +5,7 @@
 #include <jansson.h>
 
 #include "train/data.h"
+#include "train/device.h"
 #include "train/loop.h"
 #include "train/model.h"
 #include "train/optimizer.h"
@@ -13,7 +14,9 @@
 
 // Bytes that a run will take, from the plans of its parts.
 struct demand {
-    int64_t parameters, gradients, states, activations, total;
+    int64_t parameters, gradients, states, activations;
+    int64_t total;  // of this process, without what is on a device
+    int64_t device; // on it: copies of parameters and gradients, and this rank's states
 };
 
 struct training {
@@ -24,6 +27,7 @@ struct training {
     int64_t batch; // of this rank, the options' batch shared out
     struct model *model;
     struct batch_source *data;
+    struct device *device; // of the optimizer; null for the CPU
     struct optimizer optimizer;
     struct log *log;
     struct event_file *events; // for TensorBoard, or null

@@ -3,12 +3,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+enum { PAGE = 4096 };
+
 float *memory_floats(int64_t count) {
     if (count < 0 || count > INT64_MAX / 8) {
         return NULL;
     }
     size_t bytes = ((size_t)count * sizeof(float) + 63) / 64 * 64;
     return aligned_alloc(64, bytes ? bytes : 64);
+}
+
+size_t memory_page_bytes(int64_t count) { return ((size_t)count * sizeof(float) + PAGE - 1) / PAGE * PAGE; }
+
+float *memory_pages(int64_t count) {
+    if (count < 0 || count > INT64_MAX / 8) {
+        return NULL;
+    }
+    return aligned_alloc(PAGE, count ? memory_page_bytes(count) : PAGE);
 }
 
 // A number in a file of the kernel; -1 where it cannot be read or says "max".

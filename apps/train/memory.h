@@ -11,6 +11,10 @@
 // `count` floats, aligned to 64 bytes, not initialised; null without memory. Released by free().
 float *memory_floats(int64_t count);
 
+// The same on whole pages of 4 KiB, which it shares with nothing else, and their bytes.
+float *memory_pages(int64_t count);
+size_t memory_page_bytes(int64_t count);
+
 // Bytes that can be allocated without swapping: the kernel's MemAvailable, or what the control
 // group leaves where that is less. 0 where neither can be read.
 int64_t memory_available(void);

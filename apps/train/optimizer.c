@@ -91,30 +91,56 @@ static enum app_status create_sharded(struct optimizer *optimizer, const stq_ada
     return status;
 }
 
+// Where a step finds the values and gradients of every tensor.
+static enum app_status list_arrays(struct optimizer *optimizer) {
+    const struct parameter_set *parameters = optimizer->parameters;
+    const struct device *device = optimizer->device;
+    optimizer->gradients = calloc((size_t)parameters->count, sizeof(*optimizer->gradients));
+    optimizer->values = calloc((size_t)parameters->count, sizeof(*optimizer->values));
+    if (!optimizer->gradients || !optimizer->values) {
+        return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", parameters->count);
+    }
+    for (int i = 0; i < parameters->count; i++) {
+        const struct parameter *parameter = &parameters->list[i];
+        optimizer->gradients[i] = device ? device->gradients + parameter->offset : parameter->gradients;
+        optimizer->values[i] = device ? device->values + parameter->offset : parameter->values;
+    }
+    return APP_OK;
+}
+
+static enum app_status create(struct optimizer *optimizer, const stq_adamw_config *config, const stq_tensor *tensors,
+                              stq_comm *comm) {
+    void *stream = optimizer->device ? optimizer->device->stream : NULL;
+    if (comm) {
+        enum app_status status = create_sharded(optimizer, config, tensors, comm);
+        return status == APP_OK ? translate(stq_sharded_set_stream(optimizer->sharded, stream)) : status;
+    }
+    enum app_status status =
+        translate(stq_adamw_create(&optimizer->adamw, config, tensors, (size_t)optimizer->tensors));
+    return status == APP_OK ? translate(stq_adamw_set_stream(optimizer->adamw, stream)) : status;
+}
+
 enum app_status optimizer_create(struct optimizer *optimizer, const struct optimizer_settings *settings,
-                                 const struct parameter_set *parameters, stq_comm *comm) {
+                                 const struct parameter_set *parameters, stq_comm *comm, struct device *device) {
     stq_adamw_group groups[GROUPS];
     fill_groups(settings, 0, groups);
     stq_adamw_config config = make_config(settings, parameters, groups);
-    *optimizer = (struct optimizer){.settings = *settings, .parameters = parameters, .tensors = parameters->count};
+    *optimizer = (struct optimizer){
+        .settings = *settings, .parameters = parameters, .tensors = parameters->count, .device = device};
+    if (device) {
+        config.device = STQ_DEVICE_CUDA;
+        config.device_index = device->index;
+        config.counts_as_cpu = true;
+    }
     stq_tensor *tensors;
     enum app_status status = describe(settings, parameters, &tensors);
     if (status != APP_OK) {
         return status;
     }
-    optimizer->gradients = calloc((size_t)parameters->count, sizeof(*optimizer->gradients));
-    optimizer->values = calloc((size_t)parameters->count, sizeof(*optimizer->values));
-    if (!optimizer->gradients || !optimizer->values) {
-        free(tensors);
-        optimizer_release(optimizer);
-        return app_fail(APP_FAILED, "There is no memory for the list of %d tensors.", parameters->count);
+    status = list_arrays(optimizer);
+    if (status == APP_OK) {
+        status = create(optimizer, &config, tensors, comm);
     }
-    for (int i = 0; i < parameters->count; i++) {
-        optimizer->gradients[i] = parameters->list[i].gradients;
-        optimizer->values[i] = parameters->list[i].values;
-    }
-    status = comm ? create_sharded(optimizer, &config, tensors, comm)
-                  : translate(stq_adamw_create(&optimizer->adamw, &config, tensors, (size_t)parameters->count));
     free(tensors);
     if (status != APP_OK) {
         optimizer_release(optimizer);
@@ -134,7 +160,8 @@ void optimizer_release(struct optimizer *optimizer) {
 }
 
 void optimizer_gradients_ready(struct optimizer *optimizer, int first, int count) {
-    if (!optimizer->sharded || optimizer->begun != APP_OK) {
+    // A device is given all gradients at once.
+    if (!optimizer->sharded || optimizer->device || optimizer->begun != APP_OK) {
         return;
     }
     const struct parameter *begin = &optimizer->parameters->list[first];
@@ -145,11 +172,24 @@ void optimizer_gradients_ready(struct optimizer *optimizer, int first, int count
 }
 
 static enum app_status step_sharded(struct optimizer *optimizer, stq_step_result *result) {
+    const struct parameter_set *parameters = optimizer->parameters;
+    const struct device *device = optimizer->device;
     if (optimizer->begun != APP_OK) {
         return optimizer->begun;
     }
-    return translate(stq_sharded_step(optimizer->sharded, optimizer->parameters->values,
-                                      optimizer->parameters->gradients, optimizer->settings.clip, result));
+    return translate(stq_sharded_step(optimizer->sharded, device ? device->values : parameters->values,
+                                      device ? device->gradients : parameters->gradients, optimizer->settings.clip,
+                                      result));
+}
+
+static enum app_status step_whole(struct optimizer *optimizer, stq_step_result *result) {
+    stq_step step = {.size = sizeof(step),
+                     .parameters = optimizer->values,
+                     .gradients = optimizer->gradients,
+                     .unscale = 1,
+                     .max_gradient_norm = optimizer->settings.clip,
+                     .stream = optimizer->device ? optimizer->device->stream : NULL};
+    return translate(stq_adamw_step(optimizer->adamw, &step, result));
 }
 
 enum app_status optimizer_step(struct optimizer *optimizer, double learning_rate, stq_step_result *result) {
@@ -161,15 +201,12 @@ enum app_status optimizer_step(struct optimizer *optimizer, double learning_rate
             return status;
         }
     }
-    if (optimizer->sharded) {
-        return step_sharded(optimizer, result);
+    struct device *device = optimizer->device;
+    enum app_status status = device ? device_send(device) : APP_OK;
+    if (status == APP_OK) {
+        status = optimizer->sharded ? step_sharded(optimizer, result) : step_whole(optimizer, result);
     }
-    stq_step step = {.size = sizeof(step),
-                     .parameters = optimizer->values,
-                     .gradients = optimizer->gradients,
-                     .unscale = 1,
-                     .max_gradient_norm = optimizer->settings.clip};
-    return translate(stq_adamw_step(optimizer->adamw, &step, result));
+    return status == APP_OK && device && !result->skipped ? device_fetch(device) : status;
 }
 
 stq_memory optimizer_memory(const struct optimizer *optimizer) {

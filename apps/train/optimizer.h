@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stquant/sharded.h>
 
+#include "train/device.h"
 #include "train/failure.h"
 #include "train/parameters.h"
 #include "train/widths.h"
@@ -23,19 +24,21 @@ struct optimizer_settings {
 
 struct optimizer {
     stq_adamw *adamw;
-    stq_sharded *sharded; // with several ranks: owns adamw, which then holds this rank's share
+    stq_sharded *sharded;  // with several ranks: owns adamw, which then holds this rank's share
+    struct device *device; // whose memory holds the states and what a step works on; null for the CPU
     const struct parameter_set *parameters;
     enum app_status begun; // how the sums that began during the backward pass have gone so far
     struct optimizer_settings settings;
-    const void **gradients; // (tensors), in the order of the parameter list
+    const void **gradients; // (tensors), in the order of the parameter list, as a step takes them
     void **values;
     int tensors;
 };
 
-// States are sharded over the ranks of `comm`, if that is not null; it and `parameters` must outlive the optimizer. On
-// failure nothing stays allocated.
+// States are sharded over the ranks of `comm`, if that is not null, and live on `device`, if that is not null and has a
+// mirror of `parameters`; all of them must outlive the optimizer. Bytes are counted as on a CPU, so that a device
+// changes no width and no checkpoint. On failure nothing stays allocated.
 enum app_status optimizer_create(struct optimizer *optimizer, const struct optimizer_settings *settings,
-                                 const struct parameter_set *parameters, stq_comm *comm);
+                                 const struct parameter_set *parameters, stq_comm *comm, struct device *device);
 void optimizer_release(struct optimizer *optimizer);
 
 // The gradients of these tensors are complete: their sum over the ranks may begin.

@@ -38,8 +38,8 @@ static void fill_constant(float *values, int64_t count, float value) {
 }
 
 enum app_status parameters_allocate(struct parameter_set *set, uint64_t seed) {
-    set->values = memory_floats(set->padded);
-    set->gradients = memory_floats(set->padded);
+    set->values = memory_pages(set->padded);
+    set->gradients = memory_pages(set->padded);
     if (!set->values || !set->gradients) {
         return app_fail(APP_FAILED,
                         "There is no memory for %lld parameters and their gradients; choose a smaller model.",

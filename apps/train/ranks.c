@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #ifdef STQUANT_APPS_MPI
+#include <mpi.h>
 #include <stquant/comm_mpi.h>
 #else
 #include <stdlib.h>
@@ -26,6 +27,23 @@ enum app_status ranks_open(struct ranks *ranks, double timeout) {
     return APP_OK;
 }
 
+enum app_status ranks_local(const struct ranks *ranks, int *local) {
+    MPI_Comm host;
+    *local = 0;
+    if (!ranks->comm) {
+        return APP_OK;
+    }
+    if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host) != MPI_SUCCESS) {
+        return app_fail(APP_FAILED,
+                        "MPI does not tell rank %d which ranks share its host; name its GPU with --device "
+                        "cuda:N.",
+                        ranks->rank);
+    }
+    MPI_Comm_rank(host, local);
+    MPI_Comm_free(&host);
+    return APP_OK;
+}
+
 void ranks_hurry(int seconds) { stq_comm_mpi_limit_waits(seconds); }
 
 void ranks_close(struct ranks *ranks, int exit_status) {
@@ -46,6 +64,12 @@ enum app_status ranks_open(struct ranks *ranks, double timeout) {
     if (size && atoi(size) > 1) {
         return app_fail(APP_FAILED, "This stquant was built without MPI; install libopenmpi-dev and build again.");
     }
+    return APP_OK;
+}
+
+enum app_status ranks_local(const struct ranks *ranks, int *local) {
+    (void)ranks;
+    *local = 0;
     return APP_OK;
 }
 

@@ -16,6 +16,9 @@ struct ranks {
 // one operation may wait for the others, in seconds.
 enum app_status ranks_open(struct ranks *ranks, double timeout);
 
+// *local: this rank's number among those of its host; 0 with one rank. Collective.
+enum app_status ranks_local(const struct ranks *ranks, int *local);
+
 // For signal handlers: from now on no wait for the other ranks takes longer than `seconds`.
 void ranks_hurry(int seconds);
 

@@ -153,7 +153,7 @@ static enum app_status round_values(struct trace *trace, float *values, int bloc
 }
 
 static float sampled_gradient(const struct optimizer *optimizer, int tensor, const struct probe *probe, int i) {
-    const float *gradient = optimizer->gradients[tensor];
+    const float *gradient = optimizer->parameters->list[tensor].gradients;
     return gradient[probe->first[i / STQ_BLOCK] + i % STQ_BLOCK];
 }
 

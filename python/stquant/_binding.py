@@ -171,6 +171,7 @@ class AdamwConfig(Structure):
         ("threads", c_int),
         ("device", c_int),
         ("device_index", c_int),
+        ("counts_as_cpu", c_bool),
     ]
 
 

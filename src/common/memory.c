@@ -8,7 +8,7 @@
 
 #include "common/error.h"
 
-enum { DEFAULT_GRANULARITY = 64, HUGE_PAGE = 2 << 20 };
+enum { HUGE_PAGE = 2 << 20 };
 
 /* Large planes lie on huge pages where the system lends them on request: a transition is the first touch of new planes,
  * and a fault for every 4 KiB costs as much as the step. Only whole huge pages are asked for, so that no memory beyond
@@ -23,7 +23,7 @@ static void *library_allocate(void *context, size_t bytes) {
         return pointer;
     }
 #endif
-    return aligned_alloc(DEFAULT_GRANULARITY, bytes); /* charged sizes are multiples of the granularity */
+    return aligned_alloc(STQ_POOL_GRANULARITY, bytes); /* charged sizes are multiples of the granularity */
 }
 
 static void library_release(void *context, void *pointer, size_t bytes) {
@@ -37,7 +37,7 @@ void stq_pool_init(stq_pool *pool, const stq_allocator *allocator) {
     if (allocator)
         pool->allocator = *allocator;
     if (pool->allocator.granularity == 0)
-        pool->allocator.granularity = DEFAULT_GRANULARITY;
+        pool->allocator.granularity = STQ_POOL_GRANULARITY;
 }
 
 uint64_t stq_pool_charge(const stq_pool *pool, uint64_t bytes) {

@@ -4,6 +4,9 @@
 
 #include <stquant/base.h>
 
+/* Of the C library's allocator, as this pool uses it. */
+enum { STQ_POOL_GRANULARITY = 64 };
+
 typedef struct stq_pool {
     stq_allocator allocator;
     uint64_t bytes; /* charged now, every request rounded up to the granularity */

@@ -98,7 +98,7 @@ static stq_status fill(stq_adamw *o, const stq_adamw_config *config, const stq_t
     if (o->cpu.segment_sums == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the sums of %zu tensors.", o->tensor_count);
     o->policy.config = config->policy;
-    if (o->backend->record_bytes)
+    if (o->backend->record_bytes && !config->counts_as_cpu)
         o->store.record_bytes += o->backend->record_bytes(o);
     o->policy = (stq_policy){.config = config->policy,
                              .fixed_bytes = stq_store_fixed_bytes(&o->store, o->exempt, o->tensors),
@@ -132,6 +132,8 @@ stq_status stq_adamw_prepare(stq_adamw **optimizer, const stq_adamw_config *conf
 #endif
     bool device_memory = config->allocator == NULL && o->backend->allocator.allocate != NULL;
     stq_pool_init(&o->store.pool, device_memory ? &o->backend->allocator : config->allocator);
+    if (device_memory && config->counts_as_cpu)
+        o->store.pool.allocator.granularity = STQ_POOL_GRANULARITY;
     stq_status status = allocate_records(o, tensors);
     if (status == STQ_OK)
         status = fill(o, config, tensors);

@@ -105,7 +105,7 @@ static uint64_t configuration_digest(const stq_adamw_config *config, const stq_t
                           p->decision_delay,     p->planned_steps,
                           (int64_t)config->seed, config->exempt_below,
                           (int64_t)count,        (int64_t)config->group_count,
-                          flat->length};
+                          flat->length,          config->counts_as_cpu};
     uint64_t digest = mix(mix(UINT64_C(0xcbf29ce484222325), reals, sizeof reals), integers, sizeof integers);
     if (config->groups)
         digest = mix(digest, config->groups, config->group_count * sizeof *config->groups);

@@ -148,6 +148,27 @@ def test_bad_options(folder, text):
             train("--data", text, "--batch", "1000000", "--sequence-length", "32", "--log", log), [log])
 
 
+def test_device(folder, text):
+    """With a GPU the runs themselves are compared: scripts/check-trainer-gpu, tests/cuda/test_emulated_trainer.sh."""
+    log, folders = folder / "device.jsonl", [folder / "no-run"]
+    for word in ("gpu", "cuda:", "cuda:-1", "cuda:1x", "CPU", ""):
+        refused(f"--device '{word}'", 2, ["--device takes cpu, cuda or cuda:N", f"'{word}'"],
+                train("--data", text, f"--device={word}", "--log", log), [log])
+    result = train("--data", text, "--steps", 2, "--device", "cpu", "--log", log)
+    check("the log tells that the optimizer is on the CPU", result.returncode == 0 and
+          read_log(log)[0]["run"]["device"] == "cpu" and "gpu" not in read_log(log)[0]["run"], result.stderr)
+    log.unlink()
+    result = train("--data", text, "--device", "cuda", "--log", log, "--checkpoint", folders[0], "--steps", 2)
+    if result.returncode == 0:
+        check("there is a GPU, and the log names it", read_log(log)[0]["run"]["device"] == "cuda", read_log(log)[0])
+        return
+    way_out = "train with --device cpu"
+    parts = ["-DSTQUANT_CUDA=ON", way_out] if "built without" in result.stderr else ["no GPU that CUDA can use", way_out]
+    refused("--device cuda without a GPU", 1, parts, result, [log, *folders])
+    result = run("train", "vit", "--data", folder, "--device", "cuda:0")
+    refused("and for the other model, before its data are read", 1, parts, result)
+
+
 def test_bad_data(folder, text):
     log = folder / "refused.jsonl"
     empty, binary, short, fake = (folder / name for name in ("empty.txt", "binary.txt", "short.txt", "fake.gz"))
@@ -244,7 +265,7 @@ def main():
         folder = pathlib.Path(name)
         text = folder / "text.txt"
         text.write_text(words(20000))
-        for test in (test_log, test_repeatable, test_bad_options, test_bad_data, test_full_disk, test_stop,
+        for test in (test_log, test_repeatable, test_bad_options, test_device, test_bad_data, test_full_disk, test_stop,
                      test_terminal, test_divergence):
             test(folder, text)
     return 0 if all(results) else 1

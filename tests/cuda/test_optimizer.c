@@ -95,6 +95,7 @@ typedef struct pair {
     uint8_t *device_parameter[TENSORS], *device_gradient[TENSORS];
     size_t parameter_bytes[TENSORS], gradient_bytes[TENSORS];
     uint64_t random;
+    bool counts_alike; /* bytes are the same, too, and with them the records that checkpoints save */
 } pair;
 
 static void must(stq_status status) {
@@ -108,6 +109,7 @@ static void open_pair(pair *p, stq_adamw_config config, const stq_allocator *all
     stq_tensor tensors[TENSORS];
     memset(p, 0, sizeof *p);
     p->random = 77;
+    p->counts_alike = config.counts_as_cpu;
     for (int i = 0; i < TENSORS; i++) {
         tensors[i] = stq_tensor_whole(shapes[i].name, shapes[i].rows, shapes[i].cols);
         tensors[i].parameter_type = shapes[i].parameter_type;
@@ -196,6 +198,22 @@ static bool step_pair(pair *p, stq_step step, int missing, bool ask) {
     return norm && on_cpu.skipped == on_gpu.skipped && on_cpu.decided == on_gpu.decided;
 }
 
+/* Bytes, and all that a checkpoint has of an optimizer besides its buffers. */
+static bool same_records(const pair *p) {
+    stq_adamw_record record[2];
+    stq_tensor_record tensors[2][TENSORS];
+    stq_memory memory[2];
+    memset(record, 0, sizeof record);
+    memset(tensors, 0, sizeof tensors);
+    for (int i = 0; i < 2; i++) {
+        must(stq_adamw_save_records(i ? p->gpu : p->cpu, &record[i], tensors[i], TENSORS));
+        must(stq_adamw_memory(i ? p->gpu : p->cpu, &memory[i]));
+    }
+    return memcmp(&record[0], &record[1], sizeof *record) == 0 &&
+           memcmp(tensors[0], tensors[1], sizeof *tensors) == 0 && memory[0].state_bytes == memory[1].state_bytes &&
+           memory[0].peak_bytes == memory[1].peak_bytes && memory[0].peak_bytes <= memory[0].cap_bytes;
+}
+
 /* Widths, counts, states and parameters. */
 static bool same(const pair *p, char *text, size_t size) {
     static uint8_t copy[1 << 21];
@@ -221,6 +239,10 @@ static bool same(const pair *p, char *text, size_t size) {
             snprintf(text, size, "parameters of %s", shapes[i].name);
             return false;
         }
+    }
+    if (p->counts_alike && !same_records(p)) {
+        snprintf(text, size, "records or bytes");
+        return false;
     }
     uint64_t cpu, gpu;
     must(stq_adamw_digest(p->cpu, &cpu));
@@ -370,6 +392,9 @@ int main(int argc, char **argv) {
     config.policy.kind = STQ_POLICY_ZONES;
     config.policy.cap_bytes = quick ? QUICK_CAP : CAP;
     config.policy.decide_every = 7;
+    config.counts_as_cpu = true;
+    run("zones with decisions, bytes counted as on a CPU", config, NULL, 40, false);
+    config.counts_as_cpu = false;
     run("zones with decisions, steps in flight", config, &allocator, 60, false);
     run("zones with decisions, each result asked for", config, &allocator, 40, true);
     static const int delays[] = {1, 2, 5};

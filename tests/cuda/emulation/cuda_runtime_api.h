@@ -1,8 +1,8 @@
 /*
  * cuda_runtime_api.h - as much of the CUDA runtime as the library uses, on a CPU: device memory is host memory that is
  * remembered as the device's, streams do everything at once or, with EMULATED_QUEUE set, as late as the host lets them,
- * and the threads of a block are fibres (runtime.cc). It stands in for CUDA's own header where the sources are built by
- * tests/cuda/emulation/build.
+ * and the threads of a block are fibres (runtime.cc). There are 16 GPUs, or as many as EMULATED_GPUS says. It stands in
+ * for CUDA's own header where the sources are built by tests/cuda/emulation/build.
  */
 #ifndef EMULATED_CUDA_RUNTIME_API_H
 #define EMULATED_CUDA_RUNTIME_API_H
@@ -19,6 +19,7 @@ typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorNoDevice = 100,
     cudaErrorNotReady = 600
 } cudaError_t;
 typedef struct emulated_stream *cudaStream_t;
@@ -32,9 +33,14 @@ enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeHost = 1, cu
 struct cudaPointerAttributes {
     enum cudaMemoryType type;
 };
+typedef struct cudaUUID {
+    char bytes[16];
+} cudaUUID_t;
 struct cudaDeviceProp {
     char name[256];
+    cudaUUID_t uuid;
 };
+enum { cudaHostRegisterDefault = 0 };
 
 cudaError_t cudaMalloc(void **pointer, size_t bytes);
 cudaError_t cudaFree(void *pointer);
@@ -42,6 +48,8 @@ cudaError_t cudaMallocAsync(void **pointer, size_t bytes, cudaStream_t stream);
 cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream);
 cudaError_t cudaMallocHost(void **pointer, size_t bytes);
 cudaError_t cudaFreeHost(void *pointer);
+cudaError_t cudaHostRegister(void *pointer, size_t bytes, unsigned flags);
+cudaError_t cudaHostUnregister(void *pointer);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemset(void *to, int value, size_t bytes);

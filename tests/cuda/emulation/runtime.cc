@@ -147,9 +147,10 @@ static std::deque<std::function<void()>> queue;
 static uint64_t queued, done;
 static emulated_graph *captured;
 
-/* With EMULATED_QUEUE work waits until the host waits for it, as late as a GPU could do it. */
+/* With EMULATED_QUEUE work waits until the host waits for it, as late as a GPU could do it. Not in a process of several
+ * that mpirun started: the emulated NCCL does its work at once. */
 static bool defers() {
-    static const bool set = getenv("EMULATED_QUEUE") != NULL;
+    static const bool set = getenv("EMULATED_QUEUE") != NULL && getenv("OMPI_COMM_WORLD_SIZE") == NULL;
     return set;
 }
 
@@ -229,6 +230,16 @@ cudaError_t cudaFreeHost(void *pointer) {
     pinned.erase((uintptr_t)pointer);
     free(pointer);
     return cudaSuccess;
+}
+cudaError_t cudaHostRegister(void *pointer, size_t bytes, unsigned) {
+    if ((uintptr_t)pointer % 4096 || bytes % 4096)
+        return cudaErrorInvalidValue; /* others would share a page with what is not locked */
+    pinned[(uintptr_t)pointer] = bytes;
+    return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void *pointer) {
+    run_all();
+    return pinned.erase((uintptr_t)pointer) == 1 ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *pointer) {
     auto after = device_memory.upper_bound((uintptr_t)pointer);
@@ -359,17 +370,20 @@ cudaError_t cudaSetDevice(int device) {
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int *devices) {
-    *devices = 16;
-    return cudaSuccess;
+    const char *given = getenv("EMULATED_GPUS");
+    *devices = given ? atoi(given) : 16;
+    return *devices > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
-cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int) {
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
     snprintf(properties->name, sizeof properties->name, "emulated GPU");
+    memset(properties->uuid.bytes, 1 + device, sizeof properties->uuid.bytes);
     return cudaSuccess;
 }
 cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 const char *cudaGetErrorString(cudaError_t error) {
     return error == cudaSuccess                 ? "no error"
            : error == cudaErrorMemoryAllocation ? "out of memory"
+           : error == cudaErrorNoDevice         ? "no device is detected"
                                                 : "invalid argument";
 }
 }
