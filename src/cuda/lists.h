@@ -102,16 +102,22 @@ typedef struct stq_score {
     double squares, fourths;                          /* as in stq_moment_sums */
     double frobenius;                                 /* of the prescaled gradient */
     double y_norm, z_norm;                            /* of the last products, 0 if a product vanished */
+    double y_scale;                                   /* of y in the next product */
     unsigned long long near_zero, row_squares, roots; /* as in stq_row_statistics */
     uint32_t largest_bits;
     float prescale, threshold, fixed_point;
+    uint32_t small_x, small_y; /* whether all products with the vectors' elements are small, see factors.cu */
 
     uint32_t ranked; /* 0: no power iteration, the tensor has one row or one column, or takes no part */
     uint32_t reserved;
     int64_t rows, cols;          /* rows 0: takes no part */
     int64_t first, count;        /* elements held here */
-    int64_t rows_at, columns_at; /* places of its two vectors */
+    int64_t rows_at, columns_at; /* places of its two vectors, multiples of STQ_SCORE_ALIGN */
 } stq_score;
+
+/* Room of a vector of `count`, so that the next one begins where entries can be loaded together. */
+#define STQ_SCORE_ALIGN 8
+#define STQ_SCORE_ROOM(count) (((count) + STQ_SCORE_ALIGN - 1) / STQ_SCORE_ALIGN * STQ_SCORE_ALIGN)
 
 #ifdef __cplusplus
 static_assert(sizeof(stq_device_item) == 304, "stq_device_item is shared with device code");

@@ -14,7 +14,14 @@ bool stq_cuda_chooses(const stq_adamw *o) {
 
 /* ---- Plans: what is scored, the same at every decision ---- */
 
-static int64_t chunks_of(const stq_tensor *tensor) { return (tensor->rows + STQ_SCORE_ROWS - 1) / STQ_SCORE_ROWS; }
+/* A single row has no spread: it is measured as several, so that more than one warp has work. */
+enum { SINGLE_ROW_PART = 512 };
+
+static int64_t rows_of(const stq_tensor *tensor) {
+    return tensor->rows > 1 ? tensor->rows : (tensor->cols + SINGLE_ROW_PART - 1) / SINGLE_ROW_PART;
+}
+
+static int64_t chunks_of(const stq_tensor *tensor) { return (rows_of(tensor) + STQ_SCORE_ROWS - 1) / STQ_SCORE_ROWS; }
 
 int64_t stq_cuda_count_chunks(const stq_adamw *o) {
     int64_t count = 0;
@@ -24,13 +31,13 @@ int64_t stq_cuda_count_chunks(const stq_adamw *o) {
 }
 
 static void plan_tensor(stq_cuda *cuda, const stq_tensor *tensor, stq_score *score) {
-    score->rows = tensor->rows;
-    score->cols = tensor->cols;
+    score->rows = rows_of(tensor);
+    score->cols = tensor->rows > 1 ? tensor->cols : SINGLE_ROW_PART;
     score->count = tensor->count;
     score->ranked = tensor->rows > 1 && tensor->cols > 1;
     score->rows_at = cuda->vector_length;
-    score->columns_at = cuda->vector_length + tensor->rows;
-    cuda->vector_length += score->ranked ? tensor->rows + tensor->cols : 0;
+    score->columns_at = cuda->vector_length + STQ_SCORE_ROOM(tensor->rows);
+    cuda->vector_length += score->ranked ? STQ_SCORE_ROOM(tensor->rows) + STQ_SCORE_ROOM(tensor->cols) : 0;
 }
 
 static stq_status upload_chunks(stq_cuda *cuda, const stq_adamw *o) {

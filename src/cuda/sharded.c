@@ -113,8 +113,8 @@ static void plan_tensor(scoring *c, const stq_tensor *slice, size_t i) {
     score->ranked = slice->rows > 1 && slice->cols > 1;
     score->rows_at = c->row_length;
     score->columns_at = c->column_length; /* behind all rows once those are known */
-    c->row_length += score->ranked ? slice->rows : 0;
-    c->column_length += score->ranked ? slice->cols : 0;
+    c->row_length += score->ranked ? STQ_SCORE_ROOM(slice->rows) : 0;
+    c->column_length += score->ranked ? STQ_SCORE_ROOM(slice->cols) : 0;
     rows_of(slice, &first, &end);
     c->chunk_count += end > first ? (end - 1) / STQ_SCORE_ROWS - first / STQ_SCORE_ROWS + 1 : 0;
 }

@@ -14,12 +14,15 @@ if ! command -v g++ >/dev/null || ! command -v python3 >/dev/null; then
     echo "ok - sharded steps over an emulated NCCL # SKIP there is no g++ or no python3"
     exit 0
 fi
-log=$("$source/tests/cuda/emulation/build" "$build" 2>&1)
+log=$("$source/tests/cuda/emulation/build" "$build" gpu_sharded test_optimizer test_factors 2>&1)
 report $? "the GPU backend builds over an emulated runtime"
 [ "$failures" = 0 ] || { echo "$log" | tail -20; exit 1; }
 export STQUANT_NCCL=$build/libnccl.so.2 OMP_NUM_THREADS=1
 output=$(EMULATED_QUEUE=1 "$build/test_optimizer" 2>&1)
 report $? "whole optimizers: the bytes of the CPU, with work that begins as late as the host lets it"
+sed 's/^/# /' <<<"$output"
+output=$("$build/test_factors" 2>&1)
+report $? "factors of all shapes and types: the bytes of the CPU"
 sed 's/^/# /' <<<"$output"
 for ranks in 2 3; do
     output=$("$build/gpu_sharded" --ranks $ranks --check --small --time-limit 240 2>&1)

@@ -49,7 +49,8 @@ static void release(twin *t) {
 typedef struct matrix {
     int64_t rows, cols, group;
     stq_dtype dtype;
-    size_t shift; /* elements off the alignment */
+    size_t shift;  /* elements off the alignment */
+    bool ordinary; /* numbers as trainings have them, for which the kernels have a short way; else of every kind */
 } matrix;
 
 /* Weights over the whole range of codes and beyond it; grid points, ties and the range's ends exactly; and the edges of
@@ -95,9 +96,11 @@ static fill open_fill(const stq_qat_config *config, const matrix *m, uint64_t *s
     for (int64_t i = 0; i < count; i++) {
         const float step = steps[i / m->group], usable = step > 1e-5f && step < 1.0f ? step : 1e-5f;
         const float gradient = random_word(state) % 32 ? (float)random_normal(state) : -0.0f;
-        stq_store_float(f.weights.host + GUARD, m->dtype, i + (int64_t)m->shift,
-                        draw_weight(state, usable, config->bits), 0);
-        stq_store_float(f.gradient.host + GUARD, m->dtype, i + (int64_t)m->shift, gradient, 0);
+        const float weight =
+            m->ordinary ? 0.1f * (float)random_normal(state) : draw_weight(state, usable, config->bits);
+        stq_store_float(f.weights.host + GUARD, m->dtype, i + (int64_t)m->shift, weight, 0);
+        stq_store_float(f.gradient.host + GUARD, m->dtype, i + (int64_t)m->shift,
+                        m->ordinary ? 0.1f * gradient : gradient, 0);
     }
     twin *const all[] = {&f.weights, &f.gradient, &f.steps, &f.quantized, &f.weight_gradient, &f.step_gradient};
     for (int i = 0; i < 6; i++)
@@ -191,8 +194,12 @@ int main(int argc, char **argv) {
             bool same = true;
             for (int turn = 0; same && turn < (quick ? 3 : 3 * SHAPES); turn++) {
                 const int shape = quick ? (number * 5 + turn * 3) % SHAPES : turn % SHAPES;
-                matrix m = {shapes[shape][0], shapes[shape][1], shapes[shape][2],
-                            (stq_dtype)((quick ? turn : turn / SHAPES) % 3), 0};
+                matrix m = {shapes[shape][0],
+                            shapes[shape][1],
+                            shapes[shape][2],
+                            (stq_dtype)((quick ? turn : turn / SHAPES) % 3),
+                            0,
+                            (number + turn) % 2 == 0};
                 m.shift = (number + turn) % 5 == 1;
                 same = check_matrix(config, &m, (uint64_t)(number * 100 + turn + 1));
             }
