@@ -105,14 +105,26 @@ stq_status stq_cuda_settle(stq_adamw *o) {
     return status;
 }
 
-/* Norm, finite check, coefficients: enqueued. The device counts the step. */
-static stq_status enqueue_prepare(stq_adamw *o, const stq_step *step) {
+/* Sum of squares of all gradients; where they are measured next, out of the moments that factors need as well. */
+static stq_status enqueue_sums(stq_cuda *cuda, bool measured, double *total) {
+    const stq_worklist *list = &cuda->list;
+    STQ_CUDA_CHECK(measured ? stq_cuda_sum_moments(cuda->items, list->item_count, cuda->segments, list->segment_count,
+                                                   cuda->first_segment, cuda->moments, cuda->sums, total, cuda->stream)
+                            : stq_cuda_sum_squares(cuda->items, list->item_count, cuda->segments, list->segment_count,
+                                                   cuda->first_segment, cuda->sums, total, cuda->stream));
+    return STQ_OK;
+}
+
+/* Norm, finite check, coefficients: enqueued. The device counts the step. `measured`: its factors are asked for next.
+ */
+static stq_status enqueue_prepare(stq_adamw *o, const stq_step *step, bool measured) {
     stq_cuda *cuda = o->backend_context;
     const stq_worklist *list = &cuda->list;
     double *total = cuda->sums + list->segment_count + list->item_count;
+    measured = measured && cuda->chunk_count > 0 && !step->norm_supplied;
+    STQ_CHECK(stq_cuda_open_moments(cuda, measured));
     if (!step->norm_supplied)
-        STQ_CUDA_CHECK(stq_cuda_sum_squares(cuda->items, list->item_count, cuda->segments, list->segment_count,
-                                            cuda->first_segment, cuda->sums, total, cuda->stream));
+        STQ_CHECK(enqueue_sums(cuda, measured, total));
     stq_prepare request = {.unscale = step->unscale,
                            .max_gradient_norm = step->max_gradient_norm,
                            .given_norm = step->gradient_norm,
@@ -150,11 +162,15 @@ static void count_step(stq_adamw *o) {
     cuda->known_steps = o->steps;
 }
 
+static bool needs_factors(const stq_adamw *o, const stq_step *step) {
+    return stq_cuda_chooses(o) && step->factors == NULL;
+}
+
 /* Measures and decides at once; waits for the device. */
 static stq_status decide(stq_adamw *o, const stq_step *step) {
     stq_cuda *cuda = o->backend_context;
     int64_t attempt = o->steps + o->skipped + 1;
-    bool measures = stq_cuda_chooses(o) && step->factors == NULL;
+    bool measures = needs_factors(o, step);
     STQ_CHECK(stq_cuda_measure(o, step, attempt, 0, measures));
     STQ_CHECK(stq_cuda_collect(o, attempt));
     cuda->handled = o->steps + 1;
@@ -181,13 +197,16 @@ static stq_status change_and_update(stq_adamw *o, const stq_step *step, bool due
     return STQ_OK;
 }
 
-/* Has the gradients measured if this may be a step for it: the device knows whether it is. */
-static stq_status watch(stq_adamw *o, const stq_step *step) {
+/* Whether this may be a step whose gradients are measured for a later decision: the device knows whether it is. */
+static bool watches(const stq_adamw *o) {
     const stq_cuda *cuda = o->backend_context;
-    const stq_policy *policy = &o->policy;
-    if (o->pending_step != 0 || stq_policy_next_due(policy, cuda->handled) > o->steps + 1)
+    return o->pending_step == 0 && stq_policy_next_due(&o->policy, cuda->handled) <= o->steps + 1;
+}
+
+static stq_status watch(stq_adamw *o, const stq_step *step) {
+    if (!watches(o))
         return STQ_OK;
-    return stq_cuda_measure(o, step, o->steps + o->skipped + 1, policy->config.decide_every, true);
+    return stq_cuda_measure(o, step, o->steps + o->skipped + 1, o->policy.config.decide_every, true);
 }
 
 /* A step that waits for the device before it touches any width. */
@@ -198,14 +217,14 @@ static stq_status careful_step(stq_adamw *o, const stq_step *step, bool put_off,
     if (!put_off)
         STQ_CHECK(stq_step_due(o, &due));
     STQ_CHECK(stq_cuda_upload_items(o));
-    STQ_CHECK(enqueue_prepare(o, step));
+    STQ_CHECK(enqueue_prepare(o, step, put_off ? watches(o) : due && needs_factors(o, step)));
     STQ_CHECK(read_control(cuda));
     done->gradient_norm = o->gradient_norm = cuda->counted->norm;
     done->skipped = cuda->counted->skip != 0;
     if (done->skipped) {
         o->skipped = cuda->known_skipped = cuda->counted->skipped;
         done->waiting = stq_step_waiting(o);
-        return STQ_OK;
+        return stq_cuda_open_moments(cuda, false);
     }
     stq_status status = put_off ? watch(o, step) : STQ_OK;
     if (status == STQ_OK)
@@ -226,7 +245,7 @@ static stq_status swift_step(stq_adamw *o, const stq_step *step, bool put_off) {
     stq_cuda *cuda = o->backend_context;
     STQ_CHECK(stq_store_begin(&o->store, (const uint8_t(*)[2])o->targets));
     STQ_CHECK(stq_cuda_upload_items(o));
-    STQ_CHECK(enqueue_prepare(o, step));
+    STQ_CHECK(enqueue_prepare(o, step, put_off && watches(o)));
     if (put_off)
         STQ_CHECK(watch(o, step));
     STQ_CHECK(enqueue_update(o));

@@ -52,8 +52,9 @@ typedef struct stq_cuda {
     int64_t probe_values;
     const float *probes; /* the second moments at the probes, as measured last */
 
-    stq_gate *gate;   /* on the device */
-    stq_tile *chunks; /* on the device: STQ_SCORE_ROWS rows each, of all coded tensors */
+    stq_gate *gate;           /* on the device */
+    stq_moment_sums *moments; /* on the device: of this step's segments, summed for its norm; else NULL */
+    stq_tile *chunks;         /* on the device: STQ_SCORE_ROWS rows each, of all coded tensors */
     int64_t chunk_count;
     int64_t vector_length;
     stq_score *plan; /* one an item, what is measured of it */
@@ -112,6 +113,10 @@ bool stq_cuda_undecided(const void *context);
  * measured since the last decision was made.
  */
 stq_status stq_cuda_measure(stq_adamw *o, const stq_step *step, int64_t attempt, int64_t every, bool scores);
+
+/* Room for this step's moments, which stq_cuda_measure() uses and frees, in the stream's order; frees those of a step
+ * that was not measured. */
+stq_status stq_cuda_open_moments(stq_cuda *cuda, bool wanted);
 
 /* Waits for measures of attempts up to `last`, and hands what they found to the optimizer, its counts too. */
 stq_status stq_cuda_collect(stq_adamw *o, int64_t last);

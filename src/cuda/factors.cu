@@ -608,8 +608,10 @@ cudaError_t stq_cuda_scores(const stq_score_lists *lists, stq_score *scores, cud
     const unsigned tensors = (unsigned)lists->item_count, chunks = (unsigned)lists->chunk_count;
     if (tensors == 0 || chunks == 0)
         return cudaSuccess;
-    cudaError_t error =
-        stq_cuda_moments(lists->items, lists->segments, lists->segment_count, lists->gate, lists->moments, stream);
+    cudaError_t error = cudaSuccess;
+    if (!lists->summed)
+        error =
+            stq_cuda_moments(lists->items, lists->segments, lists->segment_count, lists->gate, lists->moments, stream);
     if (error != cudaSuccess)
         return error;
     begin_kernel<<<tensors, TREE_THREADS, 0, stream>>>(lists->items, lists->first_segment, lists->gate, lists->moments,

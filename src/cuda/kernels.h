@@ -25,9 +25,14 @@ cudaError_t stq_cuda_sum_squares(const stq_device_item *items, int64_t item_coun
                                  int64_t segment_count, const int64_t *first_segment, double *sums, double *total,
                                  cudaStream_t stream);
 
-/* The first half of this: the sums of squares of the segments. The second, for lists of which every rank has slices:
- * their sum over the segments of the whole tensors (first_segment counts those), and its root. `sums` is scratch for
- * item_count values. */
+/* The same sum out of all sums of every segment, which `moments` receives. `sums` is scratch for item_count values. */
+cudaError_t stq_cuda_sum_moments(const stq_device_item *items, int64_t item_count, const stq_tile *segments,
+                                 int64_t segment_count, const int64_t *first_segment, stq_moment_sums *moments,
+                                 double *sums, double *total, cudaStream_t stream);
+
+/* The first half of stq_cuda_sum_squares(): the sums of squares of the segments. The second, for lists of which every
+ * rank has slices: their sum over the segments of the whole tensors (first_segment counts those), and its root. `sums`
+ * is scratch for item_count values. */
 cudaError_t stq_cuda_segment_squares(const stq_device_item *items, const stq_tile *segments, int64_t segment_count,
                                      double *squares, cudaStream_t stream);
 cudaError_t stq_cuda_norm(const stq_device_item *items, int64_t item_count, const int64_t *first_segment,
@@ -47,6 +52,7 @@ typedef struct stq_score_lists {
     const stq_tile *chunks; /* STQ_SCORE_ROWS rows each, of the tensors that take part */
     int64_t chunk_count;
     stq_moment_sums *moments; /* scratch, one a segment */
+    bool summed;              /* `moments` holds the segments' sums already */
     int32_t *vectors;         /* scratch, rows + cols of every ranked tensor */
     const stq_gate *gate;     /* NULL, or where it is not active nothing is measured */
 } stq_score_lists;

@@ -100,6 +100,7 @@ void stq_cuda_close_measures(stq_cuda *cuda) {
         if (cuda->measures[i].done)
             (void)cudaEventDestroy(cuda->measures[i].done);
     }
+    (void)cudaFree(cuda->moments);
     free(cuda->plan);
 }
 
@@ -139,13 +140,24 @@ static stq_status open_scratch(scratch *s, const stq_cuda *cuda, bool scores) {
     size_t used = 0, items = (size_t)cuda->list.item_count;
     size_t probes_at = reserve(&used, (size_t)cuda->probe_values * sizeof *s->probes);
     size_t scores_at = scores ? reserve(&used, items * sizeof *s->scores) : 0;
-    size_t moments_at = scores ? reserve(&used, (size_t)cuda->list.segment_count * sizeof *s->moments) : 0;
+    size_t moments_at =
+        scores && !cuda->moments ? reserve(&used, (size_t)cuda->list.segment_count * sizeof *s->moments) : 0;
     size_t vectors_at = scores ? reserve(&used, (size_t)cuda->vector_length * sizeof *s->vectors) : 0;
     STQ_CUDA_CHECK(cudaMallocAsync((void **)&s->block, used + 256, cuda->stream));
     s->probes = (float *)(void *)(s->block + probes_at);
     s->scores = (stq_score *)(void *)(s->block + scores_at);
-    s->moments = (stq_moment_sums *)(void *)(s->block + moments_at);
+    s->moments = cuda->moments ? cuda->moments : (stq_moment_sums *)(void *)(s->block + moments_at);
     s->vectors = (int32_t *)(void *)(s->block + vectors_at);
+    return STQ_OK;
+}
+
+stq_status stq_cuda_open_moments(stq_cuda *cuda, bool wanted) {
+    if (cuda->moments != NULL)
+        STQ_CUDA_CHECK(cudaFreeAsync(cuda->moments, cuda->stream));
+    cuda->moments = NULL;
+    if (wanted)
+        STQ_CUDA_CHECK(cudaMallocAsync((void **)&cuda->moments,
+                                       (size_t)cuda->list.segment_count * sizeof *cuda->moments + 1, cuda->stream));
     return STQ_OK;
 }
 
@@ -170,6 +182,7 @@ static stq_status enqueue_scores(const stq_adamw *o, const scratch *s, stq_measu
                              .chunks = cuda->chunks,
                              .chunk_count = cuda->chunk_count,
                              .moments = s->moments,
+                             .summed = cuda->moments != NULL,
                              .vectors = s->vectors,
                              .gate = cuda->gate};
     plan_scores(o, measure->scores);
@@ -211,6 +224,8 @@ stq_status stq_cuda_measure(stq_adamw *o, const stq_step *step, int64_t attempt,
     if (status == STQ_OK)
         status = enqueue_counts(cuda, measure);
     (void)cudaFreeAsync(s.block, cuda->stream);
+    if (status == STQ_OK)
+        status = stq_cuda_open_moments(cuda, false);
     measure->attempt = status == STQ_OK ? attempt : 0;
     measure->scored = scores;
     return status;

@@ -124,13 +124,17 @@ static __global__ void __launch_bounds__(TREE_THREADS)
         sums[blockIdx.x] = result;
 }
 
+static __device__ __forceinline__ double squares_of(double sum) { return sum; }
+static __device__ __forceinline__ double squares_of(const stq_moment_sums &sums) { return sums.squares; }
+
+template <class SUM>
 static __global__ void __launch_bounds__(TREE_THREADS)
-    tensor_kernel(const stq_device_item *items, const int64_t *first_segment, const double *sums, double *tensor_sums) {
+    tensor_kernel(const stq_device_item *items, const int64_t *first_segment, const SUM *sums, double *tensor_sums) {
     __shared__ double accumulators[STQ_TREE_WIDTH];
-    const double *own = sums + first_segment[blockIdx.x];
+    const SUM *own = sums + first_segment[blockIdx.x];
     bool counts = items[blockIdx.x].item.gradient != NULL;
     int64_t count = counts ? first_segment[blockIdx.x + 1] - first_segment[blockIdx.x] : 0;
-    double sum = tree_sum(accumulators, count, [=](int64_t i) { return own[i]; });
+    double sum = tree_sum(accumulators, count, [=](int64_t i) { return squares_of(own[i]); });
     if (threadIdx.x == 0)
         tensor_sums[blockIdx.x] = sum;
 }
@@ -150,8 +154,22 @@ cudaError_t stq_cuda_sum_squares(const stq_device_item *items, int64_t item_coun
     if (segment_count > 0)
         segment_kernel<<<(unsigned)segment_count, TREE_THREADS, 0, stream>>>(items, segments, sums);
     if (item_count > 0)
-        tensor_kernel<<<(unsigned)item_count, TREE_THREADS, 0, stream>>>(items, first_segment, sums, tensor_sums);
+        tensor_kernel<double>
+            <<<(unsigned)item_count, TREE_THREADS, 0, stream>>>(items, first_segment, sums, tensor_sums);
     total_kernel<<<1, TREE_THREADS, 0, stream>>>(tensor_sums, item_count, total, false);
+    return cudaGetLastError();
+}
+
+cudaError_t stq_cuda_sum_moments(const stq_device_item *items, int64_t item_count, const stq_tile *segments,
+                                 int64_t segment_count, const int64_t *first_segment, stq_moment_sums *moments,
+                                 double *sums, double *total, cudaStream_t stream) {
+    cudaError_t error = stq_cuda_moments(items, segments, segment_count, NULL, moments, stream);
+    if (error != cudaSuccess)
+        return error;
+    if (item_count > 0)
+        tensor_kernel<stq_moment_sums>
+            <<<(unsigned)item_count, TREE_THREADS, 0, stream>>>(items, first_segment, moments, sums);
+    total_kernel<<<1, TREE_THREADS, 0, stream>>>(sums, item_count, total, false);
     return cudaGetLastError();
 }
 
@@ -165,7 +183,7 @@ cudaError_t stq_cuda_segment_squares(const stq_device_item *items, const stq_til
 cudaError_t stq_cuda_norm(const stq_device_item *items, int64_t item_count, const int64_t *first_segment,
                           const double *squares, double *sums, double *norm, cudaStream_t stream) {
     if (item_count > 0)
-        tensor_kernel<<<(unsigned)item_count, TREE_THREADS, 0, stream>>>(items, first_segment, squares, sums);
+        tensor_kernel<double><<<(unsigned)item_count, TREE_THREADS, 0, stream>>>(items, first_segment, squares, sums);
     total_kernel<<<1, TREE_THREADS, 0, stream>>>(sums, item_count, norm, true);
     return cudaGetLastError();
 }

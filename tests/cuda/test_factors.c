@@ -1,6 +1,7 @@
 /*
- * test_factors.c - factors of gradients on a GPU against the CPU's, byte by byte: matrices of many shapes and all types,
- * arrays off their alignment, and gradients at the ends of their range. Prints TAP; exit status 77 without a GPU.
+ * test_factors.c - factors of gradients on a GPU against the CPU's, byte by byte: matrices of many shapes and all
+ * types, arrays off their alignment, and gradients at the ends of their range. Prints TAP; exit status 77 without a
+ * GPU.
  */
 #include <math.h>
 #include <stquant/adamw.h>
@@ -114,8 +115,11 @@ static stq_adamw *step_once(lists *l, bool device) {
         gradients[i] = (device ? l->device[1][i] : l->host[1][i]) + l->shift[i];
     }
     must(stq_adamw_create(&optimizer, &config, l->tensors, TENSORS));
-    stq_step step = {
-        .size = sizeof step, .parameters = parameters, .gradients = gradients, .unscale = 0.125, .max_gradient_norm = 1};
+    stq_step step = {.size = sizeof step,
+                     .parameters = parameters,
+                     .gradients = gradients,
+                     .unscale = 0.125,
+                     .max_gradient_norm = 1};
     must(stq_adamw_step(optimizer, &step, NULL));
     return optimizer;
 }
