@@ -5,34 +5,42 @@
 
 /* ---- Encoding the first moment ---- */
 
-/* Code bytes with the sign in bit 7 and the magnitude below it. fma(m, inverse, +-1) is +-t: rounding is symmetric.
- * Only `careful` blocks need the prescale, or have a t that rounds to 4, past the last level. */
-INLINE void quantise_m(uint8_t *codes, const float *m, float inverse, float prescale, const bool careful) {
-    const vfloat inverses = vf_all(inverse), scales = vf_all(prescale), one = vf_all(1.0f);
+/* Code bytes with the sign in bit 7 and the magnitude below it. fma(m, inverse, +-1) is +-t: rounding is symmetric. */
+INLINE void quantise_m(uint8_t *codes, const float *m, float inverse) {
+    const vfloat inverses = vf_all(inverse), one = vf_all(1.0f);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += 4 * LANES) {
         vfloat t[4];
         for (int k = 0; k < 4; k++) {
             vfloat x = vf_load(m + i + k * LANES);
-            if (careful)
-                x = vf_multiply(x, scales);
             t[k] = vf_fma(x, inverses, vf_copy_sign(one, x));
-            if (careful)
-                t[k] = vf_limit_magnitude(t[k], vf_all(0x1.fffffep+1f));
         }
         store_sign_codes(codes + i, t[0], t[1], t[2], t[3]);
     }
 }
 
+/* The values of a block that needs the prescale, or some t of which rounds to 4, past the last level: with |m| at most
+ * 0.999 times the scale t is below 4, and in the last cell of any width wherever that changed it. */
+static __attribute__((noinline)) void moderate_m(float *to, const float *m, uint32_t scale_word) {
+    const vfloat prescale = vf_all(stq_m_prescale(scale_word));
+    const vfloat limit = vf_multiply(vf_all(0.999f * stq_m_scale(scale_word)), prescale);
+    for (int i = 0; i < STQ_BLOCK; i += LANES)
+        vf_store(to + i, vf_limit_magnitude(vf_multiply(vf_load(m + i), prescale), limit));
+}
+
 INLINE void encode_m(const workspace *work, const stq_planes *planes, const uint32_t bits) {
+    const stq_planes out = *planes;
     for (int block = 0; block < work->blocks; block++) {
         _Alignas(64) uint8_t codes[STQ_BLOCK];
-        if (work->m_careful[block])
-            quantise_m(codes, work->m[block], work->m_inverse[block], stq_m_prescale(work->m_word[block]), true);
-        else
-            quantise_m(codes, work->m[block], work->m_inverse[block], 1.0f, false);
-        planes->scales[work->first + block] = (uint16_t)work->m_word[block];
-        pack(planes, work->first + block, codes, bits, 8 - bits);
+        _Alignas(64) float moderate[STQ_BLOCK];
+        const float *m = work->m[block];
+        if (work->m_careful[block]) {
+            moderate_m(moderate, m, work->m_word[block]);
+            m = moderate;
+        }
+        quantise_m(codes, m, work->m_inverse[block]);
+        out.scales[work->first + block] = (uint16_t)work->m_word[block];
+        pack(out, work->first + block, codes, bits, 8 - bits);
     }
 }
 
@@ -65,7 +73,7 @@ INLINE void quantise_v(uint8_t *codes, const float *v, const stq_lattice *lattic
     const int up = bits > 5 ? (int)bits - 5 : 0;
     const vcount down = vi_count((int)lattice->shift - 16 + up);
     const vint floor_bits = vi_all(lattice->low + (lattice->first << lattice->shift));
-    const uint32_t low_code = lattice->low >> lattice->shift & 0xff;
+    const uint32_t low_code = lattice->low >> lattice->shift & (up > 0 ? 0xff : 0xffff);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += 4 * LANES) {
         vint x[4];
@@ -80,7 +88,7 @@ INLINE void quantise_v(uint8_t *codes, const float *v, const stq_lattice *lattic
                 x[k + half] = general ? vi_where_zero(value, vi_all(low_code << 16), raised) : raised;
             }
         }
-        store_third_bytes(codes + i, x[0], x[1], x[2], x[3], (uint8_t)low_code);
+        store_third_bytes(codes + i, x[0], x[1], x[2], x[3], low_code, up == 0);
     }
 }
 
@@ -105,7 +113,7 @@ INLINE void quantise_v_wide(uint8_t *codes, const float *v, const stq_lattice *l
             code = vi_where_zero(value, vi_all(0), vi_smaller(code, last));
             x[k] = vi_shift_left(code, 16);
         }
-        store_third_bytes(codes + i, x[0], x[1], x[2], x[3], 0);
+        store_third_bytes(codes + i, x[0], x[1], x[2], x[3], 0, true);
     }
 }
 
@@ -128,24 +136,35 @@ static uint32_t lowest_positive(const float *v, int count) {
     return lowest + 1;
 }
 
-INLINE void encode_v(const workspace *work, const stq_planes *planes, const uint32_t bits) {
-    for (int block = 0; block < work->blocks; block++) {
-        _Alignas(64) uint8_t codes[STQ_BLOCK];
-        const float *v = work->v[block];
-        stq_lattice lattice = stq_v_lattice(work->v_word[block], bits);
+INLINE void encode_v_block(const workspace *work, const stq_planes out, int block, const uint32_t bits,
+                           const uint32_t path) {
+    _Alignas(64) uint8_t codes[STQ_BLOCK];
+    const float *v = work->v[block];
+    stq_lattice lattice = stq_v_lattice(work->v_word[block], bits);
+    if (path == V_PLAIN)
+        quantise_v(codes, v, &lattice, work->v_key[block], bits, false);
+    else if (path == V_GENERAL)
+        quantise_v(codes, v, &lattice, work->v_key[block], bits, true);
+    else if (path == V_WIDE)
+        quantise_v_wide(codes, v, &lattice, work->v_key[block]);
+    else if (path == V_CUT)
+        quantise_v_slowly(codes, v, &lattice, work->v_key[block]);
+    else
+        memset(codes, 0, sizeof codes);
+    out.scales[work->first + block] = (uint16_t)work->v_word[block];
+    pack(out, work->first + block, codes, bits, 0);
+}
+
+typedef void encode_block(const workspace *work, const stq_planes *planes, int block);
+
+/* Blocks that are not plain go through `other`, apart, so that the codes of plain ones stay in registers. */
+INLINE void encode_v(const workspace *work, const stq_planes *planes, const uint32_t bits, encode_block *other) {
+    const stq_planes out = *planes;
+    for (int block = 0; block < work->blocks; block++)
         if (work->v_path[block] == V_PLAIN)
-            quantise_v(codes, v, &lattice, work->v_key[block], bits, false);
-        else if (work->v_path[block] == V_GENERAL)
-            quantise_v(codes, v, &lattice, work->v_key[block], bits, true);
-        else if (work->v_path[block] == V_WIDE)
-            quantise_v_wide(codes, v, &lattice, work->v_key[block]);
-        else if (work->v_path[block] == V_CUT)
-            quantise_v_slowly(codes, v, &lattice, work->v_key[block]);
+            encode_v_block(work, out, block, bits, V_PLAIN);
         else
-            memset(codes, 0, sizeof codes);
-        planes->scales[work->first + block] = (uint16_t)work->v_word[block];
-        pack(planes, work->first + block, codes, bits, 0);
-    }
+            other(work, planes, block);
 }
 
 /* The scale word and the path of any block. */
@@ -208,7 +227,13 @@ static void prepare_v(workspace *work, uint32_t bits, uint32_t key) {
 
 #define DEFINE_ENCODERS(BITS)                                                                                      \
     static void encode_m_##BITS(const workspace *work, const stq_planes *planes) { encode_m(work, planes, BITS); } \
-    static void encode_v_##BITS(const workspace *work, const stq_planes *planes) { encode_v(work, planes, BITS); }
+    static __attribute__((noinline)) void encode_v_other_##BITS(const workspace *work, const stq_planes *planes,   \
+                                                                int block) {                                       \
+        encode_v_block(work, *planes, block, BITS, work->v_path[block]);                                           \
+    }                                                                                                              \
+    static void encode_v_##BITS(const workspace *work, const stq_planes *planes) {                                 \
+        encode_v(work, planes, BITS, encode_v_other_##BITS);                                                       \
+    }
 DEFINE_ENCODERS(2)
 DEFINE_ENCODERS(3)
 DEFINE_ENCODERS(4)

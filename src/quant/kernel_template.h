@@ -14,9 +14,10 @@
  * The vector layer:
  *   LANES, vfloat, vint, vcount   a vector of LANES floats or 32-bit integers, and a shift common to all lanes
  *   vf_..., vi_...                arithmetic, named after what it does
- *   unpack, pack                  between the planes of a block and 128 codes of one byte
- *   m_source, v_source, m_value, v_value   from codes to values
- *   store_sign_codes, store_third_bytes    the last step to codes: four vectors to 4 LANES bytes
+ *   unpack, pack                  between the planes of a block and 128 codes of one byte; each may have the codes in
+ * an order of its own inside groups of GROUP vectors m_source, v_source, m_values, v_values   from unpacked codes to
+ * GROUP vectors of values store_sign_codes, store_third_bytes      the last step to codes: four vectors to 4 LANES
+ * bytes
  */
 
 /* Blocks in a chunk: so few that a chunk stays in the cache together with its gradients and parameters. */
@@ -87,10 +88,10 @@ struct item_plan {
 
 /* ---- Random numbers ---- */
 
-/* LANES pairs of random words, number `first` and up. The last line of stq_random_pair and its first two are as there.
- */
+/* LANES pairs of random words, number `first` and up, in the order from which vi_words takes them. The last line of
+ * stq_random_pair and its first two are as there. */
 INLINE vint random_pairs(uint32_t key, int first) {
-    vint x = vi_xor(vi_all(key), vi_multiply(vi_add(vi_lane_numbers(), vi_all((uint32_t)first)), vi_all(0x2545f491u)));
+    vint x = vi_xor(vi_all(key), vi_multiply(vi_add(vi_pair_numbers(), vi_all((uint32_t)first)), vi_all(0x2545f491u)));
     x = vi_multiply(x, vi_all(0x7feb352du));
     x = vi_xor(x, vi_shift_right(x, 15));
     x = vi_multiply(x, vi_all(0x846ca68bu));
@@ -117,8 +118,9 @@ INLINE uint32_t alignment(uint32_t bits) { return is_narrow(bits) ? NARROW_BITS 
 
 #define DEFINE_UNPACK(BITS)                                                                          \
     static void unpack_##BITS(uint8_t *codes, const stq_planes *planes, int64_t first, int blocks) { \
+        const stq_planes in = *planes;                                                               \
         for (int i = 0; i < blocks; i++)                                                             \
-            unpack(codes + i * STQ_BLOCK, planes, first + i, BITS, alignment(BITS));                 \
+            unpack(codes + i * STQ_BLOCK, in, first + i, BITS, alignment(BITS));                     \
     }
 DEFINE_UNPACK(2)
 DEFINE_UNPACK(3)
@@ -157,13 +159,21 @@ INLINE m_source m_source_of(const m_decoder *decoder, const stq_planes *planes, 
 }
 
 INLINE void values_of_m(float *to, const uint8_t *codes, const m_source *source, const bool narrow) {
-    for (int i = 0; i < STQ_BLOCK; i += LANES)
-        vf_store(to + i, m_value(source, load_codes(codes + i), narrow));
+    for (int i = 0; i < STQ_BLOCK; i += GROUP * LANES) {
+        vfloat values[GROUP];
+        m_values(values, source, codes + i, narrow);
+        for (int k = 0; k < GROUP; k++)
+            vf_store(to + i + k * LANES, values[k]);
+    }
 }
 
 INLINE void values_of_v(float *to, const uint8_t *codes, const v_source *source, const bool narrow) {
-    for (int i = 0; i < STQ_BLOCK; i += LANES)
-        vf_store(to + i, v_value(source, load_codes(codes + i), narrow));
+    for (int i = 0; i < STQ_BLOCK; i += GROUP * LANES) {
+        vfloat values[GROUP];
+        v_values(values, source, codes + i, narrow);
+        for (int k = 0; k < GROUP; k++)
+            vf_store(to + i + k * LANES, values[k]);
+    }
 }
 
 /* A state without codes: zeros, or `count` floats; 128 values in any case. */
@@ -218,12 +228,13 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
     const vfloat beta2 = vf_all(c->beta2), one_minus_beta2 = vf_all(c->one_minus_beta2);
     const vfloat decay = vf_all(c->decay), epsilon = vf_all(c->epsilon), minus_step = vf_all(-c->step_size);
     for (int block = 0; block < work->blocks; block++) {
-        float *m_values = work->m[block], *v_values = work->v[block];
+        float *m_floats = work->m[block], *v_floats = work->v[block];
         const uint8_t *m_codes = work->m_codes[block], *v_codes = work->v_codes[block];
         float lowest = is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[work->first + block]) : NAN;
         const vint dead = vi_bits(vf_all(lowest));
         m_source m_from;
         v_source v_from;
+        vfloat m_group[GROUP], v_group[GROUP];
         if (m_kind != FLOATS)
             m_from = m_source_of(&plan->m_in, m_in, work->first + block);
         if (v_kind == NARROW_CODES || v_kind == WIDE_CODES)
@@ -231,11 +242,13 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
         vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(UINT32_MAX);
         UNROLL
         for (int i = 0; i < STQ_BLOCK; i += LANES) {
-            vfloat m = m_kind == FLOATS ? vf_load(m_values + i)
-                                        : m_value(&m_from, load_codes(m_codes + i), m_kind == NARROW_CODES);
-            vfloat v = v_kind == FLOATS || v_kind == SHARED
-                           ? vf_load(v_values + i)
-                           : v_value(&v_from, load_codes(v_codes + i), v_kind == NARROW_CODES);
+            const int place = i / LANES % GROUP;
+            if (m_kind != FLOATS && place == 0)
+                m_values(m_group, &m_from, m_codes + i, m_kind == NARROW_CODES);
+            if ((v_kind == NARROW_CODES || v_kind == WIDE_CODES) && place == 0)
+                v_values(v_group, &v_from, v_codes + i, v_kind == NARROW_CODES);
+            vfloat m = m_kind == FLOATS ? vf_load(m_floats + i) : m_group[place];
+            vfloat v = v_kind == FLOATS || v_kind == SHARED ? vf_load(v_floats + i) : v_group[place];
             vfloat g = vf_multiply(vf_load(gradient + i), factor);
             m = vf_decay_m(beta1, m, vf_multiply(one_minus_beta1, g), g, dead);
             if (v_kind != SHARED)
@@ -243,10 +256,10 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
             vfloat p = vf_multiply(vf_load(parameter + i), decay);
             p = vf_fma(minus_step, vf_divide(m, vf_add(vf_square_root(v), epsilon)), p);
             vf_store(parameter + i, p);
-            vf_store(m_values + i, m);
+            vf_store(m_floats + i, m);
             m_largest = vi_larger(m_largest, vi_magnitude(m));
             if (v_kind != SHARED) {
-                vf_store(v_values + i, v);
+                vf_store(v_floats + i, v);
                 v_largest = vi_larger(v_largest, vi_bits(v));
                 v_lowest = vi_smaller(v_lowest, vi_bits(v));
             }

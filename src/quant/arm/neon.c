@@ -7,6 +7,7 @@
 
 #define LANES 4
 #define NARROW_BITS 0 /* codes are decoded by arithmetic */
+#define GROUP 1       /* vectors that are decoded together */
 
 typedef float32x4_t vfloat;
 typedef uint32x4_t vint;
@@ -96,6 +97,8 @@ INLINE vint vi_shift_left_each(vint x, vint bits) { return vshlq_u32(x, vreinter
 
 INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) { return vsubq_u32(x, vcgtq_f32(a, b)); }
 
+INLINE vint vi_pair_numbers(void) { return vi_lane_numbers(); }
+
 /* The 4 random words of pairs 2 half and 2 half + 1, each in a lane. */
 INLINE vint vi_words(vint pairs, int half) {
     uint16x8_t words = vreinterpretq_u16_u32(pairs);
@@ -136,22 +139,22 @@ INLINE uint8x16_t spread_bits(const uint8_t *plane, uint32_t value) {
 }
 
 /* The planes of a block to 128 codes of one byte, whose upper bit is bit aligned - 1. */
-INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits,
+INLINE void unpack(uint8_t *codes, const stq_planes planes, int64_t block, const uint32_t bits,
                    const uint32_t aligned) {
     const uint32_t extra = bits - stq_base_bits(bits), up = aligned - stq_base_bits(bits);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += 16) {
         int64_t at = block * STQ_BLOCK + i;
-        uint8x16_t x = bits >= 4 ? spread_nibbles(planes->base + at / 2) : spread_pairs(planes->base + at / 4);
+        uint8x16_t x = bits >= 4 ? spread_nibbles(planes.base + at / 2) : spread_pairs(planes.base + at / 4);
         x = x << (uint8_t)up;
         for (uint32_t plane = 0; plane < extra; plane++)
-            x = vorrq_u8(x, spread_bits(planes->bit[plane] + at / 8, 1u << (up - 1 - plane)));
+            x = vorrq_u8(x, spread_bits(planes.bit[plane] + at / 8, 1u << (up - 1 - plane)));
         vst1q_u8(codes + i, x);
     }
 }
 
 /* 128 codes to the planes of a block. A code's bits lie at `offset` of its byte; the other bits may be anything. */
-INLINE void pack(const stq_planes *planes, int64_t block, const uint8_t *codes, const uint32_t bits,
+INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const uint32_t bits,
                  const uint32_t offset) {
     const uint32_t extra = bits - stq_base_bits(bits);
     const uint8_t shift = (uint8_t)(offset + extra);
@@ -160,7 +163,7 @@ INLINE void pack(const stq_planes *planes, int64_t block, const uint8_t *codes, 
         for (int i = 0; i < STQ_BLOCK; i += 32) {
             uint8x16x2_t x = vld2q_u8(codes + i);
             uint8x16_t low = vandq_u8(x.val[0] >> shift, fifteen), high = vandq_u8(x.val[1] >> shift, fifteen);
-            vst1q_u8(planes->base + (block * STQ_BLOCK + i) / 2, vorrq_u8(low, vshlq_n_u8(high, 4)));
+            vst1q_u8(planes.base + (block * STQ_BLOCK + i) / 2, vorrq_u8(low, vshlq_n_u8(high, 4)));
         }
     } else {
         for (int i = 0; i < STQ_BLOCK; i += 64) {
@@ -169,14 +172,14 @@ INLINE void pack(const stq_planes *planes, int64_t block, const uint8_t *codes, 
             uint8x16_t third = vandq_u8(x.val[2] >> shift, three), high = vandq_u8(x.val[3] >> shift, three);
             low = vorrq_u8(low, vshlq_n_u8(second, 2));
             high = vorrq_u8(vshlq_n_u8(third, 4), vshlq_n_u8(high, 6));
-            vst1q_u8(planes->base + (block * STQ_BLOCK + i) / 4, vorrq_u8(low, high));
+            vst1q_u8(planes.base + (block * STQ_BLOCK + i) / 4, vorrq_u8(low, high));
         }
     }
     for (uint32_t plane = 0; plane < extra; plane++)
         for (int i = 0; i < STQ_BLOCK; i += 16) {
             uint8x16_t set = vtstq_u8(vld1q_u8(codes + i), vdupq_n_u8((uint8_t)(1u << (shift - 1u - plane))));
             set = vandq_u8(set, bit_weights());
-            uint8_t *bytes = planes->bit[plane] + (block * STQ_BLOCK + i) / 8;
+            uint8_t *bytes = planes.bit[plane] + (block * STQ_BLOCK + i) / 8;
             bytes[0] = vaddv_u8(vget_low_u8(set));
             bytes[1] = vaddv_u8(vget_high_u8(set));
         }
@@ -203,9 +206,9 @@ INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset)
     return (m_source){vf_all(scale), vi_all(offset)};
 }
 
-INLINE vfloat m_value(const m_source *source, vint code, const bool narrow) {
+INLINE void m_values(vfloat *to, const m_source *source, const uint8_t *codes, const bool narrow) {
     (void)narrow;
-    return m_by_arithmetic(code, source->scales, source->offset);
+    to[0] = m_by_arithmetic(load_codes(codes), source->scales, source->offset);
 }
 
 typedef struct v_source {
@@ -217,9 +220,9 @@ INLINE v_source make_v_source(uint32_t low, uint32_t shift, uint32_t first) {
     return (v_source){vi_all(low), vi_all(first), vi_count((int)shift)};
 }
 
-INLINE vfloat v_value(const v_source *source, vint code, const bool narrow) {
+INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, const bool narrow) {
     (void)narrow;
-    return v_by_arithmetic(code, source->low, source->shift, source->first);
+    to[0] = v_by_arithmetic(load_codes(codes), source->low, source->shift, source->first);
 }
 
 /* ---- values to codes ---- */
@@ -239,9 +242,10 @@ INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vf
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. */
-INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint8_t subtract) {
+INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
+    (void)small;
     uint8x16_t bytes = vuzp1q_u8(upper_halves(a, b), upper_halves(c, d));
-    vst1q_u8(codes, vsubq_u8(bytes, vdupq_n_u8(subtract)));
+    vst1q_u8(codes, vsubq_u8(bytes, vdupq_n_u8((uint8_t)subtract)));
 }
 
 #include "quant/kernel_template.h"

@@ -13,6 +13,7 @@ STQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,bm
 
 #define LANES 16
 #define NARROW_BITS 5 /* codes that two registers of 16 entries decode */
+#define GROUP 1       /* vectors that are decoded together */
 
 typedef __m512 vfloat;
 typedef __m512i vint;
@@ -117,6 +118,8 @@ INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) {
     return _mm512_mask_add_epi32(x, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), x, vi_all(1));
 }
 
+INLINE vint vi_pair_numbers(void) { return vi_lane_numbers(); }
+
 /* The 16 random words of pairs 8 half .. 8 half + 7, each in a lane. */
 INLINE vint vi_words(vint pairs, int half) {
     vint low_words = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -162,11 +165,11 @@ INLINE vint odd_bytes(vint a, vint b) {
 INLINE vint load_bytes(const void *from) { return _mm512_loadu_si512(from); }
 
 /* The planes of a block to 128 codes of one byte, whose upper bit is bit aligned - 1. */
-INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, const uint32_t bits,
+INLINE void unpack(uint8_t *codes, const stq_planes planes, int64_t block, const uint32_t bits,
                    const uint32_t aligned) {
     const uint32_t base_bits = stq_base_bits(bits), up = aligned - base_bits;
     for (int half = 0; half < 2; half++) {
-        const uint8_t *base = planes->base + (block * STQ_BLOCK + 64 * half) / (8 / base_bits);
+        const uint8_t *base = planes.base + (block * STQ_BLOCK + 64 * half) / (8 / base_bits);
         vint x;
         if (bits >= 4) {
             x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)base));
@@ -181,7 +184,7 @@ INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, cons
         }
         for (uint32_t plane = 0; plane < bits - base_bits; plane++) {
             uint64_t mask;
-            memcpy(&mask, planes->bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, sizeof mask);
+            memcpy(&mask, planes.bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, sizeof mask);
             x = _mm512_mask_add_epi8(x, mask, x, _mm512_set1_epi8((char)(1 << (up - 1 - plane))));
         }
         _mm512_store_si512(codes + 64 * half, x);
@@ -189,7 +192,7 @@ INLINE void unpack(uint8_t *codes, const stq_planes *planes, int64_t block, cons
 }
 
 /* 128 codes to the planes of a block. A code's bits lie at `offset` of its byte; the other bits may be anything. */
-INLINE void pack(const stq_planes *planes, int64_t block, const uint8_t *codes, const uint32_t bits,
+INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const uint32_t bits,
                  const uint32_t offset) {
     const uint32_t extra = bits - stq_base_bits(bits);
     const uint32_t shift = offset + extra;
@@ -198,20 +201,20 @@ INLINE void pack(const stq_planes *planes, int64_t block, const uint8_t *codes, 
         vint low = _mm512_srli_epi16(even_bytes(x[0], x[1]), shift);
         vint high = _mm512_slli_epi16(odd_bytes(x[0], x[1]), 4 - shift);
         vint base = _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(15), 0xe4); /* c ? a : b, bit by bit */
-        _mm512_storeu_si512(planes->base + block * (STQ_BLOCK / 2), base);
+        _mm512_storeu_si512(planes.base + block * (STQ_BLOCK / 2), base);
     } else {
         for (int half = 0; half < 2; half++) {
             vint pairs = _mm512_and_si512(_mm512_srli_epi16(x[half], shift), _mm512_set1_epi8(3));
             pairs = _mm512_maddubs_epi16(pairs, _mm512_set1_epi16(0x0401));
             pairs = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
-            _mm_storeu_si128((__m128i *)(void *)(planes->base + block * (STQ_BLOCK / 4) + 16 * half),
+            _mm_storeu_si128((__m128i *)(void *)(planes.base + block * (STQ_BLOCK / 4) + 16 * half),
                              _mm512_cvtepi32_epi8(pairs));
         }
     }
     for (uint32_t plane = 0; plane < extra; plane++)
         for (int half = 0; half < 2; half++) {
             uint64_t mask = _mm512_test_epi8_mask(x[half], _mm512_set1_epi8((char)(1 << (shift - 1 - plane))));
-            memcpy(planes->bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, &mask, sizeof mask);
+            memcpy(planes.bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, &mask, sizeof mask);
         }
 }
 
@@ -235,9 +238,10 @@ INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset)
                       vi_all(offset)};
 }
 
-INLINE vfloat m_value(const m_source *source, vint code, const bool narrow) {
-    return narrow ? _mm512_permutex2var_ps(source->low, code, source->high)
-                  : m_by_arithmetic(code, source->scales, source->offset);
+INLINE void m_values(vfloat *to, const m_source *source, const uint8_t *codes, const bool narrow) {
+    vint code = load_codes(codes);
+    to[0] = narrow ? _mm512_permutex2var_ps(source->low, code, source->high)
+                   : m_by_arithmetic(code, source->scales, source->offset);
 }
 
 typedef struct v_source {
@@ -253,9 +257,10 @@ INLINE v_source make_v_source(uint32_t low, uint32_t shift, uint32_t first) {
                       v_by_arithmetic(vi_add(codes, vi_all(16)), lows, count, firsts), lows, firsts, count};
 }
 
-INLINE vfloat v_value(const v_source *source, vint code, const bool narrow) {
-    return narrow ? _mm512_permutex2var_ps(source->low, code, source->high)
-                  : v_by_arithmetic(code, source->lows, source->shift, source->first);
+INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, const bool narrow) {
+    vint code = load_codes(codes);
+    to[0] = narrow ? _mm512_permutex2var_ps(source->low, code, source->high)
+                   : v_by_arithmetic(code, source->lows, source->shift, source->first);
 }
 
 /* ---- values to codes ---- */
@@ -271,7 +276,8 @@ INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vf
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. */
-INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint8_t subtract) {
+INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
+    (void)small;
     vint bytes = even_bytes(upper_halves(a, b), upper_halves(c, d));
     _mm512_store_si512(codes, _mm512_sub_epi8(bytes, _mm512_set1_epi8((char)subtract)));
 }
