@@ -205,6 +205,7 @@ class Engine:
         self, settings: Settings, groups: Sequence[tuple], specs: Sequence[TensorSpec], device: torch.device
     ):
         self.specs = list(specs)
+        self.dtypes = [spec.dtype for spec in specs]
         self.settings = settings
         self.device = device
         self.memory = TorchMemory(device)

@@ -7,7 +7,7 @@ import itertools
 import operator
 import weakref
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable
 
 import torch
@@ -51,6 +51,15 @@ def _widths(bits: Any, where: str) -> tuple[int, int]:
             "and second moment, the second of which may be 'row' or 'column' (shared), or 32 for float32 states."
         )
     return pair
+
+
+@dataclass
+class _Attached:
+    """What the library's arrays of pointers hold since the step before, where every parameter had a gradient."""
+
+    addresses: list[int]  # of the parameters, then of the gradients
+    references: list[weakref.ref]  # to the gradients; none if they were replaced since all was looked at
+    plain: bool  # all parameters are contiguous
 
 
 class AdamW(Optimizer):
@@ -159,7 +168,7 @@ class AdamW(Optimizer):
         self._engine: Engine | None = None
         self._flat: list[torch.Tensor] = []
         self._replays = 0
-        self._attached: tuple[list[weakref.ref], list[int]] | None = None
+        self._attached: _Attached | None = None
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, bits=bits))
         specs, device = self._describe()
         plan(self._settings_for(specs), self._groups(), specs, device)
@@ -296,7 +305,10 @@ class AdamW(Optimizer):
         if capturing:  # the step is recorded, not made
             engine.expected_steps -= 1
             self._replays = 1
-        torch.autograd.graph.increment_version([p for p, g in zip(self._local(), gradients) if g is not None])
+        changed = self._flat
+        if self._attached is None:
+            changed = [p for p, g in zip(self._local(), gradients) if g is not None]
+        torch.autograd.graph.increment_version(changed)
         return loss
 
     def _local(self) -> list[torch.Tensor]:
@@ -320,27 +332,42 @@ class AdamW(Optimizer):
     def _attach(self, engine: Engine) -> list[torch.Tensor | None]:
         """Fills the library's arrays of pointers; returns the gradients that they point to (local ones of DTensors)."""
         given = [parameter.grad for parameter in self._flat]
-        if self._is_attached(given):
+        if self._attached is not None and self._attach_again(engine, given):
             return given
         gradients = self._fill_pointers(engine, given)
         self._attached = None
         if not self._sharded and all(one is other and one is not None for one, other in zip(given, gradients)):
-            # Weak references: gradients that are set to None must not stay in memory for this.
-            self._attached = [weakref.ref(gradient) for gradient in given], self._addresses(given)
+            addresses = self._addresses(given)
+            if all(addresses):
+                plain = all(map(torch.Tensor.is_contiguous, self._flat))
+                # Weak references: gradients that are set to None must not stay in memory for this.
+                self._attached = _Attached(addresses, list(map(weakref.ref, given)), plain)
         return gradients
 
     def _addresses(self, gradients: list[torch.Tensor]) -> list[int]:
-        return list(map(torch.Tensor.data_ptr, [*self._flat, *gradients]))
+        return list(map(torch.Tensor.data_ptr, itertools.chain(self._flat, gradients)))
 
-    def _is_attached(self, gradients: list[torch.Tensor | None]) -> bool:
-        """True if the library has these pointers already: the same tensors, at the addresses that they had. Looking at
-        every tensor's dtype and strides again would take the host longer than all else in a step."""
-        if self._attached is None:
+    def _attach_again(self, engine: Engine, given: list[torch.Tensor | None]) -> bool:
+        """True if the library has the pointers to these gradients now, found without a look at everything in Python, which
+        would take the host longer than all else in a step. Either they are the tensors of the step before, at the
+        addresses that they had. Or they are new ones, as after every ``zero_grad()``, for parameters that are where they
+        were: dtypes and contiguity are then what can differ, since torch lets ``.grad`` have no other shape or device."""
+        attached = self._attached
+        try:
+            addresses = self._addresses(given)
+        except (TypeError, RuntimeError):  # None, or a layout without storage: sparse
             return False
-        references, addresses = self._attached
-        alive = [reference() for reference in references]
-        same = all(map(operator.is_, gradients, alive)) and all(map(operator.is_not, alive, itertools.repeat(None)))
-        return same and self._addresses(gradients) == addresses
+        if attached.references and all(map(operator.is_, given, [reference() for reference in attached.references])):
+            return addresses == attached.addresses
+        count = len(given)
+        if not attached.plain or addresses[:count] != attached.addresses[:count] or not all(addresses):
+            return False
+        if [gradient.dtype for gradient in given] != engine.dtypes or not all(map(torch.Tensor.is_contiguous, given)):
+            return False
+        if addresses != attached.addresses:
+            engine.gradients[:] = addresses[count:]
+        self._attached = _Attached(addresses, [], True)
+        return True
 
     def _fill_pointers(self, engine: Engine, given: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
         parameters, pointers = engine.parameters, engine.gradients

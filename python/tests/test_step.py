@@ -182,6 +182,37 @@ def test_zero_grad_in_place():
     assert largest_difference(ours.parameters(), theirs.parameters()) < 1e-6
 
 
+def test_gradients_in_other_places():
+    """What is remembered of the step before changes nothing: the same tensors, new ones, other strides, none, parameters
+    elsewhere and sparse gradients, against an optimizer that looks at everything in every step."""
+    networks = [small_network(), small_network()]
+    optimizers = [stquant.AdamW(network.parameters(), lr=1e-2, policy="fixed", fixed_bits=5) for network in networks]
+    for step in range(14):
+        for network, optimizer in zip(networks, optimizers):
+            if step not in (1, 2):  # there the gradients stay the same tensors
+                optimizer.zero_grad()
+            if step == 2:
+                network[0].weight.grad.mul_(0.5)
+            if step not in (1, 2):
+                give_gradients(network.parameters(), step)
+            weight = network[2].weight
+            if step in (5, 6, 9):
+                weight.grad = weight.grad.t().contiguous().t()
+            if step == 7:
+                weight.grad = None
+            if step == 8:
+                weight.data = weight.data.clone()
+            if step == 10:
+                weight.grad.data = weight.grad.data.clone()
+            if optimizer is optimizers[1]:
+                optimizer._attached = None
+            optimizer.step()
+        assert largest_difference(networks[0].parameters(), networks[1].parameters()) == 0
+    weight.grad = weight.grad.to_sparse()
+    with raises(ValueError, "is sparse"):
+        optimizers[1].step()
+
+
 @pytest.mark.parametrize("norm", [1e-2, 1e6])
 def test_clipping_is_clip_grad_norm(norm):
     ours, optimizer, theirs, reference = pair_of_networks(lr=1e-3, eps=1e-4, policy="float32", max_grad_norm=norm)
