@@ -38,8 +38,8 @@ enum {
 typedef struct workspace {
     _Alignas(64) float m[CHUNK][STQ_BLOCK];
     _Alignas(64) float v[CHUNK][STQ_BLOCK];
-    _Alignas(64) uint8_t m_codes[STQ_BLOCK]; /* of one block */
-    _Alignas(64) uint8_t v_codes[STQ_BLOCK];
+    _Alignas(64) uint8_t m_codes[CHUNK][STQ_BLOCK];
+    _Alignas(64) uint8_t v_codes[CHUNK][STQ_BLOCK];
     _Alignas(64) uint32_t m_largest[CHUNK_LANES]; /* bits of the largest magnitude of m */
     _Alignas(64) uint32_t v_largest[CHUNK_LANES]; /* largest and smallest bits of v, where 0 counts */
     _Alignas(64) uint32_t v_lowest[CHUNK_LANES];
@@ -60,7 +60,7 @@ typedef struct workspace {
 
 /* The stages chosen for one item and what they share. */
 typedef struct item_plan item_plan;
-typedef void unpack_stage(uint8_t *codes, const stq_planes *planes, int64_t block);
+typedef void unpack_stage(uint8_t *codes, const stq_planes *planes, int64_t first, int blocks);
 typedef void advance_stage(workspace *work, float *parameter, const float *gradient, const item_plan *plan);
 typedef void encode_stage(const workspace *work, const stq_planes *planes);
 
@@ -116,9 +116,11 @@ INLINE bool is_narrow(uint32_t bits) { return bits <= NARROW_BITS; }
  * their byte from above, others the whole byte, so that what follows need not know the width. */
 INLINE uint32_t alignment(uint32_t bits) { return is_narrow(bits) ? NARROW_BITS : 8; }
 
-#define DEFINE_UNPACK(BITS)                                                              \
-    static void unpack_##BITS(uint8_t *codes, const stq_planes *planes, int64_t block) { \
-        unpack(codes, *planes, block, BITS, alignment(BITS));                            \
+#define DEFINE_UNPACK(BITS)                                                                          \
+    static void unpack_##BITS(uint8_t *codes, const stq_planes *planes, int64_t first, int blocks) { \
+        const stq_planes in = *planes;                                                               \
+        for (int i = 0; i < blocks; i++)                                                             \
+            unpack(codes + i * STQ_BLOCK, in, first + i, BITS, alignment(BITS));                     \
     }
 DEFINE_UNPACK(2)
 DEFINE_UNPACK(3)
@@ -187,7 +189,7 @@ static void decode_m(float *to, const m_decoder *decoder, const stq_planes *plan
         load_floats(to, planes, block, count);
         return;
     }
-    decoder->unpack(codes, planes, block);
+    decoder->unpack(codes, planes, block, 1);
     m_source source = m_source_of(decoder, planes, block);
     if (is_narrow(planes->bits))
         values_of_m(to, codes, &source, true);
@@ -201,7 +203,7 @@ static void decode_v(float *to, const stq_planes *planes, int64_t block, int cou
         load_floats(to, planes, block, count);
         return;
     }
-    unpack_stages[planes->bits](codes, planes, block);
+    unpack_stages[planes->bits](codes, planes, block, 1);
     v_source source = v_source_of(planes, block);
     if (is_narrow(planes->bits))
         values_of_v(to, codes, &source, true);
@@ -227,11 +229,7 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
     const vfloat decay = vf_all(c->decay), epsilon = vf_all(c->epsilon), minus_step = vf_all(-c->step_size);
     for (int block = 0; block < work->blocks; block++) {
         float *m_floats = work->m[block], *v_floats = work->v[block];
-        const uint8_t *m_codes = work->m_codes, *v_codes = work->v_codes;
-        if (m_kind != FLOATS)
-            plan->m_in.unpack(work->m_codes, m_in, work->first + block);
-        if (v_kind == NARROW_CODES || v_kind == WIDE_CODES)
-            plan->unpack_v(work->v_codes, v_in, work->first + block);
+        const uint8_t *m_codes = work->m_codes[block], *v_codes = work->v_codes[block];
         float lowest = is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[work->first + block]) : NAN;
         const vint dead = vi_bits(vf_all(lowest));
         m_source m_from;
@@ -382,7 +380,7 @@ static void find_range(workspace *work, int block) {
     work->v_lowest[block] = lowest;
 }
 
-/* Fills the floats that moments are made from, where they are not made from codes. */
+/* Fills the codes or the floats that the moments are made from. */
 static void read_states(workspace *work, const item_plan *plan) {
     const stq_item *item = plan->item;
     for (int i = 0; i < work->blocks; i++) {
@@ -396,6 +394,10 @@ static void read_states(workspace *work, const item_plan *plan) {
     if (plan->shared)
         stq_shared_values(work->v[0], &item->v_in, item->cols, (item->first_block + work->first) * STQ_BLOCK,
                           work->blocks * work->count);
+    if (!plan->m_from_floats)
+        plan->m_in.unpack(work->m_codes[0], &item->m_in, work->first, work->blocks);
+    if (!plan->v_from_floats && !plan->shared)
+        plan->unpack_v(work->v_codes[0], &item->v_in, work->first, work->blocks);
 }
 
 /* Blocks `first` to `end` - 1 or as many as make a chunk: whole ones, or a partial one alone. */
