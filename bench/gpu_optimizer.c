@@ -105,6 +105,12 @@ static void finish(summary *s) {
     qsort(s->all, (size_t)s->count, sizeof *s->all, ascending);
 }
 
+static const char *device_name(void) {
+    static struct cudaDeviceProp properties;
+    CUDA(cudaGetDeviceProperties(&properties, 0));
+    return properties.name;
+}
+
 static void print_summary(FILE *csv, const char *name, int delay, const summary *s) {
     if (s->count == 0)
         return;
@@ -112,7 +118,7 @@ static void print_summary(FILE *csv, const char *name, int delay, const summary 
     printf("decisions put off by %d: %-9s host %.3f ms, in all %.3f ms (median of %d, least %.3f)\n", delay, name, host,
            all, s->count, s->all[0]);
     if (csv)
-        fprintf(csv, "%s,%d,%.4f,%.4f,%.4f,%d\n", name, delay, host, all, s->all[0], s->count);
+        fprintf(csv, "%s,%s,%d,%.4f,%.4f,%.4f,%d\n", device_name(), name, delay, host, all, s->all[0], s->count);
 }
 
 /* An optimizer's life: steps of three kinds. */
@@ -223,7 +229,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (csv)
-        fprintf(csv, "step,delay,host_ms,all_ms,least_ms,steps\n");
+        fprintf(csv, "device,step,delay,host_ms,all_ms,least_ms,steps\n");
     run(0, csv);
     run(2, csv);
     if (csv)

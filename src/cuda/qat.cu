@@ -9,14 +9,10 @@
 
 #define ALL_LANES 0xffffffffu
 #define THREADS 256
-#ifndef STQ_QAT_BATCH
-#define STQ_QAT_BATCH 4
-#endif
-#define BATCH STQ_QAT_BATCH /* rows of 128 weights whose loads a lane has under way at once */
-/* Blocks of the backward pass that a multiprocessor shall have room for: together they have enough under way. */
-#ifndef STQ_QAT_BLOCKS
-#define STQ_QAT_BLOCKS 3
-#endif
+#define BATCH 2 /* rows of 128 weights whose loads a lane has under way at once */
+/* Blocks of the backward pass that a multiprocessor shall have room for: together they have enough under way. Measured
+ * beside BATCH 4 with 3 blocks and with no bound: docs/qat.md. */
+#define BACKWARD_BLOCKS 4
 
 namespace {
 
@@ -337,7 +333,7 @@ static __device__ __forceinline__ float backward_run(void *weight_gradient, cons
 }
 
 template <int FACTOR, class ELEMENTS>
-__global__ void __launch_bounds__(THREADS, STQ_QAT_BLOCKS)
+__global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
     backward_short(void *weight_gradient, float *step_gradient, const stq_qat_pass pass, const void *gradient,
                    double scale, uint32_t lanes) {
     const run r = short_run(pass, lanes);
@@ -347,7 +343,7 @@ __global__ void __launch_bounds__(THREADS, STQ_QAT_BLOCKS)
 }
 
 template <int FACTOR, class ELEMENTS>
-__global__ void __launch_bounds__(THREADS, STQ_QAT_BLOCKS)
+__global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
     backward_long(void *weight_gradient, float *step_gradient, const stq_qat_pass pass, const void *gradient,
                   double scale, uint32_t span) {
     constexpr uint32_t lanes = ELEMENTS::lanes;
