@@ -1,4 +1,4 @@
-/* distortion.c - rate-distortion: what one more bit takes away from the error that training sees. */
+/* distortion.c - rate-distortion: what one more bit takes away from the error of the update. */
 #include <math.h>
 
 #include "policy/anneal.h"
@@ -11,18 +11,11 @@
 static const double error_by_m[] = {2.06, 0.339, 0.0640, 0.0152, 0.00376, 0.00094, 0.00023};
 static const double error_by_v[] = {0.189, 0.0581, 0.0364, 0.0148, 0.00478, 0.00142, 0.000446};
 
-/*
- * By what v's widths are ranked, beside error_by_m. At 2 to 4 bits training minds v's error more than the error of the
- * update tells: of fixed widths of equal bytes 3,3 ends below 4,2, and 3,4 below 4,3 (docs/decisions/007-ranks-of-v.md).
- * These values put v's third and fourth bit behind m's third and before m's fourth.
- */
-static const double rank_by_v[] = {0.9, 0.45, 0.05, 0.0148, 0.00478, 0.00142, 0.000446};
-
 double stq_distortion(stq_state state, uint32_t bits) {
-    return (state == STQ_FIRST_MOMENT ? error_by_m : rank_by_v)[bits - STQ_LOWEST_BITS];
+    return (state == STQ_FIRST_MOMENT ? error_by_m : error_by_v)[bits - STQ_LOWEST_BITS];
 }
 
-double stq_policy_coding_error(uint32_t bits) { return error_by_v[bits - STQ_LOWEST_BITS]; }
+double stq_policy_coding_error(uint32_t bits) { return stq_distortion(STQ_SECOND_MOMENT, bits); }
 
 double stq_distortion_shared(double ratio) { return 0.25 / ratio; }
 
@@ -64,7 +57,7 @@ static void rank_return(const stq_policy *policy, const stq_policy_tensor *tenso
     double shared = ratio > 0 ? stq_distortion_shared(ratio) : 1, best = 0;
     uint32_t landing = policy->config.highest_bits;
     for (uint32_t bits = policy->config.lowest_bits; bits <= policy->config.highest_bits; bits++) {
-        double slope = (shared - stq_policy_coding_error(bits)) / bits;
+        double slope = (shared - stq_distortion(STQ_SECOND_MOMENT, bits)) / bits;
         if (slope > best) {
             best = slope;
             landing = bits;
