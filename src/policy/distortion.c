@@ -1,4 +1,4 @@
-/* distortion.c - rate-distortion: what one more bit takes away from the error of the update. */
+/* distortion.c - rate-distortion: what one more bit takes away from the error that training minds. */
 #include <math.h>
 
 #include "policy/anneal.h"
@@ -11,16 +11,24 @@
 static const double error_by_m[] = {2.06, 0.339, 0.0640, 0.0152, 0.00376, 0.00094, 0.00023};
 static const double error_by_v[] = {0.189, 0.0581, 0.0364, 0.0148, 0.00478, 0.00142, 0.000446};
 
+/*
+ * By what v's widths are ranked beside error_by_m. Of 2 to 4 bits training minds v's error more than the error of the
+ * update tells: of fixed widths of equal bytes 3,3 ends below 4,2, and 3,4 below 4,3
+ * (docs/decisions/007-ranks-of-v.md). These values put v's third and fourth bit between m's third and fourth.
+ */
+static const double rank_by_v[] = {0.74, 0.385, 0.0364, 0.0148, 0.00478, 0.00142, 0.000446};
+
 double stq_distortion(stq_state state, uint32_t bits) {
-    return (state == STQ_FIRST_MOMENT ? error_by_m : error_by_v)[bits - STQ_LOWEST_BITS];
+    return (state == STQ_FIRST_MOMENT ? error_by_m : rank_by_v)[bits - STQ_LOWEST_BITS];
 }
 
-double stq_policy_coding_error(uint32_t bits) { return stq_distortion(STQ_SECOND_MOMENT, bits); }
+double stq_policy_coding_error(uint32_t bits) { return error_by_v[bits - STQ_LOWEST_BITS]; }
 
-double stq_distortion_shared(double ratio) { return 0.25 / ratio; }
+/* Mean squared relative error of the update by a v that is shared at a signal-to-noise ratio; 0 where none is known. */
+static double sharing_error(double ratio) { return ratio > 0 ? 0.25 / ratio : 1; }
 
 double stq_equivalent_bits(double ratio) {
-    double error = stq_distortion_shared(ratio);
+    double error = sharing_error(ratio);
     uint32_t bits = STQ_LOWEST_BITS;
     if (error >= error_by_v[0])
         return bits;
@@ -30,6 +38,15 @@ double stq_equivalent_bits(double ratio) {
         return bits;
     double above = error_by_v[bits - STQ_LOWEST_BITS], below = error_by_v[bits + 1 - STQ_LOWEST_BITS];
     return bits + log(above / error) / log(above / below);
+}
+
+/* A shared v ranks as a coded one of the same error would; beyond that of the lowest width in proportion. */
+static double distortion_shared(double ratio) {
+    double error = sharing_error(ratio), width = stq_equivalent_bits(ratio) - STQ_LOWEST_BITS;
+    if (error >= error_by_v[0])
+        return rank_by_v[0] * error / error_by_v[0];
+    int below = width < STQ_HIGHEST_BITS - STQ_LOWEST_BITS ? (int)width : STQ_HIGHEST_BITS - STQ_LOWEST_BITS - 1;
+    return rank_by_v[below] * pow(rank_by_v[below + 1] / rank_by_v[below], width - below);
 }
 
 /* Slopes of the convex hull of D(b) between `lowest` and `highest`, as logarithms: a step that gains less than the one
@@ -54,7 +71,7 @@ static void hull(stq_steps *steps, int state, uint32_t lowest, uint32_t highest)
 /* The best slope from a shared v: it gets as many bits at once as make the most of each. */
 static void rank_return(const stq_policy *policy, const stq_policy_tensor *tensor, stq_sharing *choice) {
     double ratio = tensor->ratio[choice->shared == STQ_BITS_SHARED_COL];
-    double shared = ratio > 0 ? stq_distortion_shared(ratio) : 1, best = 0;
+    double shared = distortion_shared(ratio), best = 0;
     uint32_t landing = policy->config.highest_bits;
     for (uint32_t bits = policy->config.lowest_bits; bits <= policy->config.highest_bits; bits++) {
         double slope = (shared - stq_distortion(STQ_SECOND_MOMENT, bits)) / bits;

@@ -29,13 +29,11 @@ bool stq_zones_share(bool is_shared, double ratio, double uniform_bits);
 void stq_distortion_steps(const stq_ranking *ranking);
 void stq_distortion_rank(const stq_ranking *ranking, size_t first, size_t end);
 
-/* Mean squared relative error of the update by a v that is shared at a signal-to-noise ratio. */
-double stq_distortion_shared(double ratio);
-
 /* The width at which a coded v has about the error of a shared one; between the lowest width and the highest. */
 double stq_equivalent_bits(double ratio);
 
-/* Mean squared relative error of the update by a state coded at `bits` (2 to 8), in closed loop. */
+/* By what a state coded at `bits` (2 to 8) is ranked: the mean squared relative error of the update that it makes in
+ * closed loop; for v at 2 to 4 bits more than that. */
 double stq_distortion(stq_state state, uint32_t bits);
 
 /* Importance of one element of a tensor to the loss, relative to the average tensor; 1/2 to 2, 1/16 without a
