@@ -1,6 +1,5 @@
 // The work of `stquant bench step --device cuda`: steps with low-bit states on a GPU, in turn with steps with float32
 // states over the same arrays, and a device-to-device copy. Built with the GPU backend only.
-#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +7,7 @@
 #include "bench_step.h"
 #include "gpu_lists.h"
 #include "gpu_random.h"
+#include "train/cuda_check.h"
 
 enum { WARM_UP = 5, NAME_BYTES = 24 };
 
@@ -23,18 +23,6 @@ struct gpu_bench {
     cudaEvent_t begin, end;
     uint32_t step;
 };
-
-static enum app_status cuda_failed(cudaError_t error) {
-    return app_fail(APP_FAILED, "CUDA reports '%s'.", cudaGetErrorString(error));
-}
-
-#define GPU_CHECK(call)                   \
-    do {                                  \
-        const cudaError_t error = (call); \
-        if (error != cudaSuccess) {       \
-            return cuda_failed(error);    \
-        }                                 \
-    } while (0)
 
 static enum app_status open_arrays(struct gpu_bench *bench) {
     const struct bench_step_settings *settings = bench->settings;

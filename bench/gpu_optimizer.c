@@ -16,6 +16,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "gpu_csv.h"
 #include "gpu_lists.h"
 #include "gpu_random.h"
 #include <stquant/adamw.h>
@@ -210,7 +211,8 @@ static void profile(void) {
 
 int main(int argc, char **argv) {
     bool profiles = argc == 2 && !strcmp(argv[1], "--profile"), shares = argc == 2 && !strcmp(argv[1], "--shared");
-    FILE *csv = argc == 3 && !strcmp(argv[1], "--csv") ? fopen(argv[2], "w") : NULL;
+    FILE *csv = gpu_csv_open(argc == 3 && !strcmp(argv[1], "--csv") ? argv[2] : NULL, "w",
+                             "device,step,delay,host_ms,all_ms,least_ms,steps");
     if (argc != 1 && !csv && !profiles && !shares) {
         fprintf(stderr, "usage: gpu_optimizer [--csv FILE | --profile | --shared]\n");
         return 2;
@@ -228,8 +230,6 @@ int main(int argc, char **argv) {
             time_shared();
         return 0;
     }
-    if (csv)
-        fprintf(csv, "device,step,delay,host_ms,all_ms,least_ms,steps\n");
     run(0, csv);
     run(2, csv);
     if (csv)

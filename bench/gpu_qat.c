@@ -16,6 +16,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "gpu_csv.h"
 #include "gpu_random.h"
 
 enum { WARM = 5, TIMED = 15, MATRICES = 48, ESTIMATORS = 3 };
@@ -201,15 +202,11 @@ int main(int argc, char **argv) {
     }
     struct cudaDeviceProp device;
     CUDA(cudaGetDeviceProperties(&device, 0));
-    FILE *csv = path ? fopen(path, "w") : NULL;
-    if (path && !csv) {
-        perror(path);
+    FILE *csv = gpu_csv_open(path, "w",
+                             "device,list,dtype,bits,estimator,forward_ms,backward_ms,forward_gb_per_s,"
+                             "backward_gb_per_s,copy_gb_per_s,forward_share,backward_share,ratio_to_ste");
+    if (path && !csv)
         return 1;
-    }
-    if (csv)
-        fprintf(csv,
-                "device,list,dtype,bits,estimator,forward_ms,backward_ms,forward_gb_per_s,backward_gb_per_s,copy_gb_"
-                "per_s,forward_share,backward_share,ratio_to_ste\n");
     cudaEvent_t events[3];
     for (int i = 0; i < 3; i++)
         CUDA(cudaEventCreate(&events[i]));

@@ -11,6 +11,7 @@
  * what can go on does.
  */
 #include "gpu_sharded.h"
+#include "gpu_csv.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -317,12 +318,10 @@ static bool run_bench(job *j, const options *o) {
     FILE *csv = NULL;
     bool done = true;
     if (j->rank == 0) {
-        if (o->csv && !(csv = fopen(o->csv, "a")))
-            perror(o->csv);
-        if (csv && ftell(csv) == 0)
-            fprintf(csv, "device,parameters,tensors,layers,ranks,reduce_scatter_ms,step_ms,all_gather_ms,whole_ms,"
-                         "nccl_reduce_scatter_ms,nccl_all_gather_ms,single_step_ms,expected_ms,share_of_expected,"
-                         "state_bytes_per_rank,state_bytes,digests_agree\n");
+        csv = gpu_csv_open(o->csv, "a",
+                           "device,parameters,tensors,layers,ranks,reduce_scatter_ms,step_ms,all_gather_ms,whole_ms,"
+                           "nccl_reduce_scatter_ms,nccl_all_gather_ms,single_step_ms,expected_ms,share_of_expected,"
+                           "state_bytes_per_rank,state_bytes,digests_agree");
         printf("%s, medians of %d steps after %d, the slowest rank's, ms; expected: NCCL's own times and 1/N of the "
                "step on one GPU\n| parameters | GPUs | reduce-scatter | step | all-gather | whole | NCCL's "
                "reduce-scatter | NCCL's all-gather | expected | whole / expected | state bytes a rank | in all |\n"

@@ -15,6 +15,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/worklist.h"
+#include "gpu_csv.h"
 #include "gpu_lists.h"
 #include "gpu_random.h"
 #include "optim/coefficients.h"
@@ -230,14 +231,11 @@ int main(int argc, char **argv) {
     }
     struct cudaDeviceProp device;
     CUDA(cudaGetDeviceProperties(&device, 0));
-    FILE *csv = path ? fopen(path, "w") : NULL;
-    if (path && !csv) {
-        perror(path);
+    FILE *csv = gpu_csv_open(path, "w",
+                             "device,optimizer,list,m_bits,v_bits,dtype,norm,median_ms,least_ms,bytes,copy_gb_per_s,"
+                             "share_of_copy,host_ms,all_in_bits");
+    if (path && !csv)
         return 1;
-    }
-    if (csv)
-        fprintf(csv, "device,optimizer,list,m_bits,v_bits,dtype,norm,median_ms,least_ms,bytes,copy_gb_per_s,share_of_"
-                     "copy,host_ms,all_in_bits\n");
     double copy, again;
     CUDA(gpu_copy_speed((size_t)1 << 31, &copy));
     printf("%s, copy %.0f GB/s\n", device.name, copy);

@@ -20,23 +20,10 @@ int device_parse(const char *text, struct device_choice *choice) {
 
 #ifdef STQUANT_APPS_CUDA
 
-#include <cuda_runtime_api.h>
 #include <stdio.h>
 
+#include "train/cuda_check.h"
 #include "train/memory.h"
-
-static enum app_status cuda_failed(cudaError_t error) {
-    (void)cudaGetLastError();
-    return app_fail(APP_FAILED, "CUDA reports '%s'.", cudaGetErrorString(error));
-}
-
-#define GPU_CHECK(call)                       \
-    do {                                      \
-        const cudaError_t gpu_error = (call); \
-        if (gpu_error != cudaSuccess) {       \
-            return cuda_failed(gpu_error);    \
-        }                                     \
-    } while (0)
 
 // ---- Which GPU ----
 

@@ -1,8 +1,7 @@
-"""The CSV files: one row a finished run, appended under a lock, and what can be asked of the rows."""
-import csv
-import fcntl
+"""The CSV files and what can be asked of their rows."""
 import math
-import os
+
+from runs import Rows
 
 FIELDS = ("date,device,model,data,optimizer,policy,cap_bits,seed,learning_rate,beta2,tokens,validation_loss,test_loss,all_in_bits,"
           "peak_all_in_bits,peak_memory_bytes,step_ms,tokens_per_s,top1,diverged,name,steps,optimizer_ms,parameters,train_loss,"
@@ -12,45 +11,20 @@ HEADLINE_FIELDS = ("date,device,model,optimizer,policy,cap_bits,parameters,state
 FAILURE_FIELDS = ["date", "name", "model", "seed", "learning_rate", "beta2", "reason"]
 
 
-def rounded(value):
-    """A float with seven digits, anything else as it is."""
-    return f"{value:.7g}" if isinstance(value, float) else value
-
-
-class Rows:
-    """A CSV file and its rows as dicts of strings. `key` names the columns that make two rows the same run."""
-
-    def __init__(self, path, fields, key):
-        self.path, self.fields, self.key_fields = path, fields, key
-        self.rows = []
-        if os.path.exists(path):
-            with open(path, newline="") as file:
-                self.rows = list(csv.DictReader(file))
-
-    def key(self, row):
-        return tuple(f"{float(value):g}" if name in ("learning_rate", "beta2", "seed") else str(value)
-                     for name, value in ((name, row[name]) for name in self.key_fields))
-
-    def has(self, row):
-        return self.key(row) in set(map(self.key, self.rows))
-
-    def add(self, row):
-        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        with open(self.path, "a", newline="") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            writer = csv.DictWriter(file, self.fields, extrasaction="ignore", lineterminator="\n")
-            if os.fstat(file.fileno()).st_size == 0:
-                writer.writeheader()
-            writer.writerow({name: rounded(value) for name, value in row.items()})
-        self.rows.append({name: str(rounded(row.get(name, ""))) for name in self.fields})
+def rows_of(path, fields, key):
+    return Rows(path, fields, key, digits=7, line_end="\n")
 
 
 def quality(path):
-    return Rows(path, FIELDS, ("name", "model", "seed", "learning_rate", "beta2", "tokens"))
+    return rows_of(path, FIELDS, ("name", "model", "seed", "learning_rate", "beta2", "tokens"))
 
 
 def headline(path):
-    return Rows(path, HEADLINE_FIELDS, ("name", "model", "device"))
+    return rows_of(path, HEADLINE_FIELDS, ("name", "model", "device"))
+
+
+def failures(path):
+    return rows_of(path, FAILURE_FIELDS, ("name", "model", "seed"))
 
 
 def loss_of(row):

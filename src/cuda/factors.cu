@@ -9,6 +9,7 @@
  */
 #include "cuda/kernels.h"
 #include "cuda/tree.cuh"
+#include "cuda/words.h"
 #include "policy/due.h"
 #include "quant/convert.h"
 #include "score/power.h"
@@ -35,9 +36,7 @@ struct bfloat16_eight {
     }
     __device__ __forceinline__ void get(float *g) const {
         const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-        for (int k = 0; k < EIGHT; k++)
-            g[k] = stq_bits_float(k & 1 ? pairs[k / 2] & 0xffff0000u : pairs[k / 2] << 16);
+        stq_pairs_values(g, pairs);
     }
 };
 

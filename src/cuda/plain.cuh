@@ -104,7 +104,7 @@ template <> struct plain_raw<true> {
     __device__ __forceinline__ void load(const char *row, uint32_t lane) { words = *(const uint4 *)(row + lane * 16); }
     __device__ __forceinline__ float at(int k) const {
         uint32_t pair = k < 2 ? words.x : k < 4 ? words.y : k < 6 ? words.z : words.w;
-        return stq_bits_float(k & 1 ? pair & 0xffff0000u : pair << 16);
+        return stq_pair_value(pair, k & 1);
     }
 };
 

@@ -6,6 +6,7 @@
  */
 #include "cuda/exact.h"
 #include "cuda/kernels.h"
+#include "cuda/words.h"
 
 #define ALL_LANES 0xffffffffu
 #define THREADS 256
@@ -69,9 +70,7 @@ struct bfloat16_elements {
     }
     __device__ __forceinline__ void get(float *v) const {
         const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-        for (int k = 0; k < values; k++)
-            v[k] = stq_bits_float(k & 1 ? pairs[k / 2] & 0xffff0000u : pairs[k / 2] << 16);
+        stq_pairs_values(v, pairs);
     }
     static __device__ __forceinline__ bool can_hurry(const bfloat16_elements &w, const bfloat16_elements *g) {
         const uint32_t both =

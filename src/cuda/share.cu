@@ -10,6 +10,7 @@
  */
 #include "cuda/kernels.h"
 #include "cuda/share_terms.cuh"
+#include "cuda/words.h"
 
 #define WARPS (THREADS / 32)
 /* Columns of a block: 8 a thread at most. */
@@ -129,9 +130,7 @@ static __device__ __forceinline__ void load_eight(float *values, const element_w
     if (aligned && item->gradient_type == STQ_BFLOAT16) {
         uint4 words = *(const uint4 *)from;
         const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-        for (int k = 0; k < EIGHT; k++)
-            values[k] = stq_bits_float(k & 1 ? pairs[k / 2] & 0xffff0000u : pairs[k / 2] << 16);
+        stq_pairs_values(values, pairs);
     } else if (aligned && item->gradient_type == STQ_FLOAT32) {
         float4 low = ((const float4 *)from)[0], high = ((const float4 *)from)[1];
         values[0] = low.x, values[1] = low.y, values[2] = low.z, values[3] = low.w;

@@ -6,6 +6,7 @@
 #ifndef STQ_SHARE_TERMS_CUH
 #define STQ_SHARE_TERMS_CUH
 
+#include "cuda/words.h"
 #include "quant/convert.h"
 #include "quant/shared.h"
 
@@ -38,7 +39,7 @@ template <> struct eight_gradients<true> {
     }
     __device__ __forceinline__ float at(int k) const {
         uint32_t pair = k < 2 ? words.x : k < 4 ? words.y : k < 6 ? words.z : words.w;
-        return stq_bits_float(k & 1 ? pair & 0xffff0000u : pair << 16);
+        return stq_pair_value(pair, k & 1);
     }
 };
 

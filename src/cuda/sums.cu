@@ -5,6 +5,7 @@
  */
 #include "cuda/kernels.h"
 #include "cuda/tree.cuh"
+#include "cuda/words.h"
 #include "quant/convert.h"
 
 /* A thread's accumulators. Without MOMENTS only the squares are summed. */
@@ -35,7 +36,7 @@ template <bool MOMENTS> static __device__ void add_bfloat16(own_sums<MOMENTS> &o
         const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
         for (int k = 0; k < TREE_OWN; k++)
-            own.add(k, stq_bits_float(k & 1 ? pairs[k / 2] & 0xffff0000u : pairs[k / 2] << 16));
+            own.add(k, stq_pair_value(pairs[k / 2], k & 1));
     }
 }
 

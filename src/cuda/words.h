@@ -1,8 +1,8 @@
 /*
- * words.h - eight neighbouring codes in two words. A GPU lane owns 8 values of a block: `even` holds the codes of
- * values 0, 2, 4, 6 in its bytes, lowest byte first, `odd` those of values 1, 3, 5, 7. Planes are taken apart and put
- * together by operations on all four bytes at once; the plane layout is in stquant/quant.h. Plain C that the host's
- * tests run too.
+ * words.h - eight neighbouring codes in two words, and eight bfloat16 in four. A GPU lane owns 8 values of a block:
+ * `even` holds the codes of values 0, 2, 4, 6 in its bytes, lowest byte first, `odd` those of values 1, 3, 5, 7. Planes
+ * are taken apart and put together by operations on all four bytes at once; the plane layout is in stquant/quant.h.
+ * Plain C that the host's tests run too.
  */
 #ifndef STQ_WORDS_H
 #define STQ_WORDS_H
@@ -70,6 +70,15 @@ STQ_INLINE stq_words stq_words_of(const uint32_t *codes) {
     stq_words words = {codes[0] | codes[2] << 8 | codes[4] << 16 | codes[6] << 24,
                        codes[1] | codes[3] << 8 | codes[5] << 16 | codes[7] << 24};
     return words;
+}
+
+/* Value k (0 or 1) of two neighbouring bfloat16, the first of which is the word's lower half. */
+STQ_INLINE float stq_pair_value(uint32_t pair, int k) { return stq_bits_float(k ? pair & 0xffff0000u : pair << 16); }
+
+/* The values of 8 neighbouring bfloat16, which are 4 such words. */
+STQ_INLINE void stq_pairs_values(float *values, const uint32_t *pairs) {
+    for (int k = 0; k < 8; k++)
+        values[k] = stq_pair_value(pairs[k / 2], k & 1);
 }
 
 /* A byte repeated in all four. */

@@ -3,7 +3,7 @@
 # emulated runtime (tests/cuda/emulation).
 set -u
 source=$(cd "$(dirname "$0")/../.." && pwd)
-build=${STQUANT_BUILD:-$source/build}/emulated-passes
+build=${STQUANT_BUILD:-$source/build}/emulated
 if ! command -v g++ >/dev/null || ! command -v python3 >/dev/null; then
     echo "ok - passes on an emulated GPU # SKIP there is no g++ or no python3"
     exit 0

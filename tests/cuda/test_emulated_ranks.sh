@@ -18,7 +18,10 @@ log=$("$source/tests/cuda/emulation/build" "$build" gpu_sharded test_optimizer t
 report $? "the GPU backend builds over an emulated runtime"
 [ "$failures" = 0 ] || { echo "$log" | tail -20; exit 1; }
 export STQUANT_NCCL=$build/libnccl.so.2 OMP_NUM_THREADS=1
-output=$(EMULATED_QUEUE=1 "$build/test_optimizer" 2>&1)
+# The longer half of the runs goes on beside all else: it takes one processor.
+EMULATED_QUEUE=1 "$build/test_optimizer" decisions >"$build/decisions.log" 2>&1 &
+decisions=$!
+output=$(EMULATED_QUEUE=1 "$build/test_optimizer" -decisions 2>&1)
 report $? "whole optimizers: the bytes of the CPU, with work that begins as late as the host lets it"
 sed 's/^/# /' <<<"$output"
 output=$("$build/test_factors" 2>&1)
@@ -38,4 +41,7 @@ output=$("$build/gpu_sharded" --ranks 2 --bench --width 32 --layers 1 --csv "$bu
 report $? "the pieces of a step are timed, and parameters agree afterwards"
 output=$("$build/gpu_sharded" --ranks 2 --die --small --time-limit 60 2>&1) && grep -q "death: PASSED" <<<"$output"
 report $? "a rank that dies is noticed by the other"
+wait "$decisions"
+report $? "whole optimizers with decisions: the bytes of the CPU"
+sed 's/^/# /' "$build/decisions.log"
 [ "$failures" = 0 ]

@@ -3,7 +3,7 @@
 # through scripts/check-trainer-gpu. Work on the emulated GPU begins as late as the host lets it.
 set -u
 source=$(cd "$(dirname "$0")/../.." && pwd)
-build=${STQUANT_BUILD:-$source/build}/emulated-trainer
+build=${STQUANT_BUILD:-$source/build}/emulated
 for tool in g++ python3 pkg-config mpicc; do
     if ! command -v $tool >/dev/null; then
         echo "ok - the trainer on an emulated GPU # SKIP there is no $tool"

@@ -3,7 +3,6 @@
 
 #include <deque>
 #include <map>
-#include <setjmp.h>
 #include <time.h>
 #include <vector>
 
@@ -14,59 +13,65 @@ int emulated_error;
 
 namespace {
 enum waiting { RUNS, AT_WARP, AT_BLOCK, FINISHED };
+/* Where to go on. The compiler's own jumps: the library's take several times as long. They keep no registers, which
+ * noipa tells the callers of functions that jump. */
+typedef void *place_in_code[5];
 struct fibre {
-    ucontext_t context; /* for its first entry */
-    jmp_buf place_in_code;
-    bool entered;
+    place_in_code place;
     std::vector<char> stack;
     waiting state;
     uint64_t value;
-    int place;
+    int line;  /* of the collective operation that it waits at */
     int phase; /* collective operations of its warp so far */
 };
 fibre fibres[1024];
 uint64_t arrived[32][2][32];
-ucontext_t first_entry;
-jmp_buf scheduler;
+place_in_code scheduler;
 const std::function<void()> *job;
 
-void stop(waiting state) {
+__attribute__((noipa)) void go_to(void **place) { __builtin_longjmp(place, 1); }
+
+__attribute__((noipa)) void stop(waiting state) {
     uint32_t self = threadIdx.x;
     fibres[self].state = state;
-    if (_setjmp(fibres[self].place_in_code) == 0)
-        _longjmp(scheduler, 1);
-    threadIdx.x = self;
+    if (__builtin_setjmp(fibres[self].place) == 0)
+        go_to(scheduler);
 }
 
-void run_fibre(int self) {
-    threadIdx.x = (uint32_t)self;
-    (*job)();
-    fibres[self].state = FINISHED;
-    _longjmp(scheduler, 1);
+/* A fibre runs a thread of each block, so that its context is made once: that takes system calls. */
+void run_fibre() {
+    for (;;) {
+        (*job)();
+        stop(FINISHED);
+    }
 }
 
-/* Goes on with a fibre until it stops. swapcontext() alone would make two system calls each time. */
-void resume(unsigned i) {
+/* Stacks begin at different places of a page: at the same, those of a warp would share few lines of the cache. */
+void enter(fibre &f) {
+    ucontext_t context;
+    f.stack.resize(1 << 16);
+    getcontext(&context);
+    context.uc_stack.ss_sp = f.stack.data();
+    context.uc_stack.ss_size = f.stack.size() - (&f - fibres) % 32 * 576;
+    context.uc_link = NULL; /* it never returns */
+    makecontext(&context, run_fibre, 0);
+    setcontext(&context);
+}
+
+/* Goes on with a fibre until it stops. */
+__attribute__((noipa)) void resume(unsigned i) {
     threadIdx.x = i;
-    if (_setjmp(scheduler) != 0)
+    if (__builtin_setjmp(scheduler) != 0)
         return;
-    if (fibres[i].entered)
-        _longjmp(fibres[i].place_in_code, 1);
-    fibres[i].entered = true;
-    swapcontext(&first_entry, &fibres[i].context);
+    if (fibres[i].stack.empty())
+        enter(fibres[i]);
+    else
+        go_to(fibres[i].place);
 }
 
 void begin(unsigned i) {
-    fibre &f = fibres[i];
-    f.stack.resize(1 << 16);
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.data();
-    f.context.uc_stack.ss_size = f.stack.size();
-    f.context.uc_link = &first_entry;
-    f.entered = false;
-    f.state = RUNS;
-    f.phase = 0;
-    makecontext(&f.context, (void (*)(void))run_fibre, 1, (int)i);
+    fibres[i].state = RUNS;
+    fibres[i].phase = 0;
 }
 
 /* Runs a warp until all its lanes are at the block's barrier or at their end. */
@@ -81,9 +86,9 @@ void run_warp(unsigned first, unsigned lanes) {
         if (at_warp == 0)
             return;
         for (unsigned i = first; i < first + lanes; i++) {
-            if (at_warp != lanes || fibres[i].place != fibres[first].place) {
+            if (at_warp != lanes || fibres[i].line != fibres[first].line) {
                 fprintf(stderr, "emulation: lanes are apart, lane %u at line %d, %u of %u at a collective\n", i,
-                        fibres[i].place, at_warp, lanes);
+                        fibres[i].line, at_warp, lanes);
                 exit(1);
             }
             arrived[first / 32][(fibres[i].phase + 1) & 1][i - first] = fibres[i].value;
@@ -113,10 +118,10 @@ void run_block(unsigned threads) {
 }
 } // namespace
 
-const uint64_t *emulated_exchange(uint64_t value, int place) {
+const uint64_t *emulated_exchange(uint64_t value, int line) {
     uint32_t self = threadIdx.x;
     fibres[self].value = value;
-    fibres[self].place = place;
+    fibres[self].line = line;
     stop(AT_WARP);
     return arrived[self / 32][fibres[self].phase & 1];
 }
