@@ -14,7 +14,7 @@ static const double error_by_v[] = {0.189, 0.0581, 0.0364, 0.0148, 0.00478, 0.00
 /*
  * By what v's widths are ranked beside error_by_m. Of 2 to 4 bits training minds v's error more than the error of the
  * update tells: of fixed widths of equal bytes 3,3 ends below 4,2, and 3,4 below 4,3
- * (docs/decisions/007-ranks-of-v.md). These values put v's third and fourth bit between m's third and fourth.
+ * (docs/decisions/008-first-bits-of-v.md). These values put v's third and fourth bit between m's third and fourth.
  */
 static const double rank_by_v[] = {0.74, 0.385, 0.0364, 0.0148, 0.00478, 0.00142, 0.000446};
 
