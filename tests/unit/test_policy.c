@@ -365,6 +365,22 @@ static void test_demotion_needs_two_requests(void **state) {
 }
 
 /* The mean of the bytes over the run is the cap, high early and low late. */
+/* One tensor's bits, in the order in which fixed widths lower the loss: m's third before v's, v's third and fourth before
+ * m's fourth (docs/decisions/008-first-bits-of-v.md). */
+static void test_order_of_a_tensors_bits(void **state) {
+    (void)state;
+    static const uint8_t widths[][2] = {{2, 2}, {3, 2}, {3, 3}, {3, 4}, {4, 4}, {5, 4}, {5, 5}, {6, 5}, {6, 6}};
+    for (size_t k = 0; k < sizeof widths / sizeof widths[0]; k++) {
+        stq_policy_tensor tensor = {.count = 1 << 20, .last_log_n = NAN, .factors = {.n = 1, .r = 0.5}};
+        stq_policy policy;
+        double mean = (widths[k][0] + widths[k][1]) / 2.0, fixed = 8 * 10000.0 / (2 * (1 << 20));
+        open_policy(&policy, STQ_POLICY_RATE_DISTORTION, mean + 0.13 + fixed, &tensor, 1);
+        assert_int_equal(stq_policy_decide(&policy, &tensor, 1, 1), STQ_OK);
+        assert_int_equal(tensor.target[STQ_FIRST_MOMENT], widths[k][0]);
+        assert_int_equal(tensor.target[STQ_SECOND_MOMENT], widths[k][1]);
+    }
+}
+
 static void test_mean_mode_keeps_the_mean(void **state) {
     (void)state;
     const double caps[] = {3.0, 4.25, 6.5};
@@ -430,6 +446,7 @@ int main(void) {
         cmocka_unit_test(test_annealing_with_and_without_a_horizon),
         cmocka_unit_test(test_invariants_under_random_factors),
         cmocka_unit_test(test_demotion_needs_two_requests),
+        cmocka_unit_test(test_order_of_a_tensors_bits),
         cmocka_unit_test(test_mean_mode_keeps_the_mean),
         cmocka_unit_test(test_zero_and_missing_gradients),
     };
