@@ -365,8 +365,8 @@ static void test_demotion_needs_two_requests(void **state) {
 }
 
 /* The mean of the bytes over the run is the cap, high early and low late. */
-/* One tensor's bits, in the order in which fixed widths lower the loss: m's third before v's, v's third and fourth before
- * m's fourth (docs/decisions/008-first-bits-of-v.md). */
+/* One tensor's bits, in the order in which fixed widths lower the loss: m's third before v's, v's third and fourth
+ * before m's fourth (docs/decisions/008-first-bits-of-v.md). */
 static void test_order_of_a_tensors_bits(void **state) {
     (void)state;
     static const uint8_t widths[][2] = {{2, 2}, {3, 2}, {3, 3}, {3, 4}, {4, 4}, {5, 4}, {5, 5}, {6, 5}, {6, 6}};
