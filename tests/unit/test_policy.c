@@ -364,7 +364,6 @@ static void test_demotion_needs_two_requests(void **state) {
     assert_true(tensors[1].target[0] > tensors[1].bits[0]);
 }
 
-/* The mean of the bytes over the run is the cap, high early and low late. */
 /* One tensor's bits, in the order in which fixed widths lower the loss: m's third before v's, v's third and fourth
  * before m's fourth (docs/decisions/008-first-bits-of-v.md). */
 static void test_order_of_a_tensors_bits(void **state) {
@@ -381,6 +380,7 @@ static void test_order_of_a_tensors_bits(void **state) {
     }
 }
 
+/* The mean of the bytes over the run is the cap, high early and low late. */
 static void test_mean_mode_keeps_the_mean(void **state) {
     (void)state;
     const double caps[] = {3.0, 4.25, 6.5};
