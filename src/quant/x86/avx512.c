@@ -17,7 +17,7 @@ STQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,bm
 
 typedef __m512 vfloat;
 typedef __m512i vint;
-typedef __m128i vcount; /* a shift common to all lanes */
+typedef __m512i vcount; /* a shift common to all lanes */
 
 /* ---- floats ---- */
 
@@ -90,9 +90,9 @@ INLINE vint vi_larger(vint a, vint b) { return _mm512_max_epu32(a, b); }
 INLINE vint vi_smaller(vint a, vint b) { return _mm512_min_epu32(a, b); }
 #define vi_shift_right(x, bits) _mm512_srli_epi32(x, bits)
 #define vi_shift_left(x, bits) _mm512_slli_epi32(x, (unsigned)(bits))
-INLINE vcount vi_count(int bits) { return _mm_cvtsi32_si128(bits); }
-INLINE vint vi_shift_right_by(vint x, vcount bits) { return _mm512_srl_epi32(x, bits); }
-INLINE vint vi_shift_left_by(vint x, vcount bits) { return _mm512_sll_epi32(x, bits); }
+INLINE vcount vi_count(int bits) { return _mm512_set1_epi32(bits); }
+INLINE vint vi_shift_right_by(vint x, vcount bits) { return _mm512_srlv_epi32(x, bits); }
+INLINE vint vi_shift_left_by(vint x, vcount bits) { return _mm512_sllv_epi32(x, bits); }
 
 /* `yes` where `test` is 0, else `no`. */
 INLINE vint vi_where_zero(vint test, vint yes, vint no) {
@@ -143,13 +143,7 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
 
 /* ---- planes ---- */
 
-/* The upper half-words of two vectors, in order; the even bytes; the odd bytes. */
-INLINE vint upper_halves(vint a, vint b) {
-    const vint odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
-                                      23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    return _mm512_permutex2var_epi16(a, odd, b);
-}
-
+/* The even bytes of two vectors, in order; the odd bytes. */
 INLINE vint even_numbers(void) {
     return _mm512_set_epi8(126, 124, 122, 120, 118, 116, 114, 112, 110, 108, 106, 104, 102, 100, 98, 96, 94, 92, 90, 88,
                            86, 84, 82, 80, 78, 76, 74, 72, 70, 68, 66, 64, 62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42,
@@ -265,21 +259,49 @@ INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, c
 
 /* ---- values to codes ---- */
 
-/* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: bit 23 is inverted.
+/*
+ * Bytes of four vectors go together by byte shuffles into one of them under a mask: one operation of Intel's port 5
+ * each, where a permutation of two vectors' bytes or half-words is three. So dword i holds lane i of all four; the last
+ * permutation puts lanes in order.
  */
+INLINE vint in_order(vint dwords) {
+    const vint order = _mm512_set_epi8(63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 62, 58, 54, 50, 46,
+                                       42, 38, 34, 30, 26, 22, 18, 14, 10, 6, 2, 61, 57, 53, 49, 45, 41, 37, 33, 29, 25,
+                                       21, 17, 13, 9, 5, 1, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4,
+                                       0);
+    return _mm512_permutexvar_epi8(order, dwords);
+}
+
+/* Byte `from` of each dword of x to byte `to` of b's. */
+INLINE vint move_bytes(vint b, vint x, int from, int to) {
+    const vint dwords = _mm512_broadcast_i32x4(_mm_setr_epi32(0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c));
+    return _mm512_mask_shuffle_epi8(b, 0x1111111111111111u << to, x,
+                                    _mm512_add_epi8(dwords, _mm512_set1_epi8((char)from)));
+}
+
+/* Of each dword the upper half of x below that of y. */
+INLINE vint upper_halves(vint x, vint y) {
+    const vint down = _mm512_broadcast_i32x4(_mm_setr_epi32(0x0302, 0x0706, 0x0b0a, 0x0f0e));
+    return _mm512_mask_shuffle_epi8(y, 0x3333333333333333u, x, down);
+}
+
+/* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: the inverse of bit
+ * 23, which bit 30 is, and bits 22 .. 17. */
 INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
-    vint first = upper_halves(vi_bits(t0), vi_bits(t1)), second = upper_halves(vi_bits(t2), vi_bits(t3));
-    vint low = even_bytes(first, second);
-    vint high = odd_bytes(first, second);
-    low = _mm512_srli_epi16(_mm512_xor_si512(low, _mm512_set1_epi8((char)0x80)), 1);
-    _mm512_store_si512(codes, _mm512_ternarylogic_epi32(high, low, _mm512_set1_epi8((char)0x80), 0xe4));
+    const vint swap = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+    /* Words of lanes of t0, t2 and of t1, t3: then their upper bytes and their lower ones. */
+    vint x = upper_halves(vi_bits(t0), vi_bits(t2)), y = upper_halves(vi_bits(t1), vi_bits(t3));
+    vint high = _mm512_mask_shuffle_epi8(y, 0x5555555555555555u, x, swap);
+    vint low = _mm512_mask_shuffle_epi8(x, 0xaaaaaaaaaaaaaaaau, y, swap);
+    low = _mm512_srli_epi16(low, 1);
+    _mm512_store_si512(codes, in_order(_mm512_ternarylogic_epi32(high, low, _mm512_set1_epi8((char)0xc0), 0xe4)));
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. */
 INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
     (void)small;
-    vint bytes = even_bytes(upper_halves(a, b), upper_halves(c, d));
-    _mm512_store_si512(codes, _mm512_sub_epi8(bytes, _mm512_set1_epi8((char)subtract)));
+    vint bytes = move_bytes(move_bytes(move_bytes(c, a, 2, 0), b, 2, 1), d, 2, 3);
+    _mm512_store_si512(codes, _mm512_sub_epi8(in_order(bytes), _mm512_set1_epi8((char)subtract)));
 }
 
 #include "quant/kernel_template.h"
