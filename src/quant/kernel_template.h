@@ -217,8 +217,15 @@ static void decode_v(float *to, const stq_planes *planes, int64_t block, int cou
  * this step already. */
 enum { NARROW_CODES, WIDE_CODES, FLOATS, SHARED };
 
+/* A vector of p' = decay p - step_size `ratio`. */
+INLINE void advance_parameter(float *parameter, vfloat ratio, vfloat decay, vfloat minus_step) {
+    vf_store(parameter, vf_fma(minus_step, ratio, vf_multiply(vf_load(parameter), decay)));
+}
+
 /* m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2) g^2, p' = decay p - step_size m' / (sqrt(v') + epsilon), and
- * the ranges of m' and v'. vf_decay_m takes m as 0 where it is at its lowest level and g is 0. */
+ * the ranges of m' and v'. vf_decay_m takes m as 0 where it is at its lowest level and g is 0. Root, ratio and
+ * parameter of a vector stand one vector apart, so that each finds its operands done: a core that shares its window of
+ * instructions with another thread does not reach from one vector's root to the next one's otherwise. */
 INLINE void advance(workspace *work, float *parameter, const float *gradient, const item_plan *plan, const int m_kind,
                     const int v_kind) {
     const stq_coefficients *c = plan->coefficients;
@@ -234,7 +241,7 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
         const vint dead = vi_bits(vf_all(lowest));
         m_source m_from;
         v_source v_from;
-        vfloat m_group[GROUP], v_group[GROUP];
+        vfloat m_group[GROUP], v_group[GROUP], last_m = decay, root = decay, ratio = decay;
         if (m_kind != FLOATS)
             m_from = m_source_of(&plan->m_in, m_in, work->first + block);
         if (v_kind == NARROW_CODES || v_kind == WIDE_CODES)
@@ -250,20 +257,26 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
             vfloat m = m_kind == FLOATS ? vf_load(m_floats + i) : m_group[place];
             vfloat v = v_kind == FLOATS || v_kind == SHARED ? vf_load(v_floats + i) : v_group[place];
             vfloat g = vf_multiply(vf_load(gradient + i), factor);
-            m = vf_decay_m(beta1, m, vf_multiply(one_minus_beta1, g), g, dead);
             if (v_kind != SHARED)
                 v = vf_fma(beta2, v, vf_multiply(one_minus_beta2, vf_multiply(g, g)));
-            vfloat p = vf_multiply(vf_load(parameter + i), decay);
-            p = vf_fma(minus_step, vf_divide(m, vf_add(vf_square_root(v), epsilon)), p);
-            vf_store(parameter + i, p);
+            m = vf_decay_m(beta1, m, vf_multiply(one_minus_beta1, g), g, dead);
             vf_store(m_floats + i, m);
-            m_largest = vi_larger(m_largest, vi_magnitude(m));
+            m_largest = i == 0 ? vi_magnitude(m) : vi_larger(m_largest, vi_magnitude(m));
             if (v_kind != SHARED) {
                 vf_store(v_floats + i, v);
-                v_largest = vi_larger(v_largest, vi_bits(v));
-                v_lowest = vi_smaller(v_lowest, vi_bits(v));
+                v_largest = i == 0 ? vi_bits(v) : vi_larger(v_largest, vi_bits(v));
+                v_lowest = i == 0 ? vi_bits(v) : vi_smaller(v_lowest, vi_bits(v));
             }
+            if (i >= 2 * LANES)
+                advance_parameter(parameter + i - 2 * LANES, ratio, decay, minus_step);
+            if (i >= LANES)
+                ratio = vf_divide(last_m, vf_add(root, epsilon));
+            root = vf_square_root(v);
+            last_m = m;
         }
+        advance_parameter(parameter + STQ_BLOCK - 2 * LANES, ratio, decay, minus_step);
+        ratio = vf_divide(last_m, vf_add(root, epsilon));
+        advance_parameter(parameter + STQ_BLOCK - LANES, ratio, decay, minus_step);
         vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest[block], &work->v_largest[block],
                   &work->v_lowest[block]);
         parameter += STQ_BLOCK;

@@ -40,8 +40,7 @@ INLINE vfloat vf_from_integers(vint x) { return _mm512_cvtepi32_ps(x); }
 
 /* The positive constant `size` with the sign of `x`. */
 INLINE vfloat vf_copy_sign(vfloat size, vfloat x) {
-    return vf_from_bits(
-        _mm512_ternarylogic_epi32(vi_bits(size), vi_bits(x), vi_all(0x80000000u), 0xf8)); /* a | (b & c) */
+    return vf_from_bits(_mm512_or_si512(vi_bits(size), _mm512_and_si512(vi_bits(x), vi_all(0x80000000u))));
 }
 
 INLINE vfloat vf_limit_magnitude(vfloat x, vfloat limit) {
@@ -55,7 +54,8 @@ INLINE vfloat vf_zero_where_zero(vfloat test, vfloat x) {
 /* fma(beta, m, added), or 0 where g is 0 and |m| is the lowest level, whose bits are `dead`; `added` is 0 where g is.
  */
 INLINE vfloat vf_decay_m(vfloat beta, vfloat m, vfloat added, vfloat g, vint dead) {
-    vint differs = _mm512_ternarylogic_epi32(vi_bits(m), dead, vi_bits(g), 0xbe); /* (a ^ b) | c */
+    __asm__("" : "+v"(added)); /* before g is overwritten, so that nothing has to be copied */
+    vint differs = _mm512_ternarylogic_epi32(vi_bits(g), vi_bits(m), dead, 0xf6); /* a | (b ^ c) */
     return _mm512_maskz_fmadd_ps(_mm512_test_epi32_mask(differs, vi_all(0x7fffffffu)), beta, m, added);
 }
 
@@ -261,22 +261,15 @@ INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, c
 
 /*
  * Bytes of four vectors go together by byte shuffles into one of them under a mask: one operation of Intel's port 5
- * each, where a permutation of two vectors' bytes or half-words is three. So dword i holds lane i of all four; the last
- * permutation puts lanes in order.
+ * each, where a permutation of two vectors' bytes or half-words is three. So dword i holds lane i of the first, third,
+ * second and fourth; the last permutation puts them in order.
  */
 INLINE vint in_order(vint dwords) {
-    const vint order = _mm512_set_epi8(63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 62, 58, 54, 50, 46,
-                                       42, 38, 34, 30, 26, 22, 18, 14, 10, 6, 2, 61, 57, 53, 49, 45, 41, 37, 33, 29, 25,
-                                       21, 17, 13, 9, 5, 1, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4,
-                                       0);
+    const vint order =
+        _mm512_set_epi8(63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 61, 57, 53, 49, 45, 41, 37, 33,
+                        29, 25, 21, 17, 13, 9, 5, 1, 62, 58, 54, 50, 46, 42, 38, 34, 30, 26, 22, 18, 14, 10, 6, 2, 60,
+                        56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
     return _mm512_permutexvar_epi8(order, dwords);
-}
-
-/* Byte `from` of each dword of x to byte `to` of b's. */
-INLINE vint move_bytes(vint b, vint x, int from, int to) {
-    const vint dwords = _mm512_broadcast_i32x4(_mm_setr_epi32(0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c));
-    return _mm512_mask_shuffle_epi8(b, 0x1111111111111111u << to, x,
-                                    _mm512_add_epi8(dwords, _mm512_set1_epi8((char)from)));
 }
 
 /* Of each dword the upper half of x below that of y. */
@@ -285,23 +278,34 @@ INLINE vint upper_halves(vint x, vint y) {
     return _mm512_mask_shuffle_epi8(y, 0x3333333333333333u, x, down);
 }
 
+INLINE vint swap_bytes(void) {
+    return _mm512_broadcast_i32x4(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+}
+
+/* Of each word the lower byte of x below that of y; the upper ones. */
+INLINE vint lower_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(x, 0xaaaaaaaaaaaaaaaau, y, swap_bytes()); }
+INLINE vint upper_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(y, 0x5555555555555555u, x, swap_bytes()); }
+
 /* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: the inverse of bit
- * 23, which bit 30 is, and bits 22 .. 17. */
-INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
-    const vint swap = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
-    /* Words of lanes of t0, t2 and of t1, t3: then their upper bytes and their lower ones. */
-    vint x = upper_halves(vi_bits(t0), vi_bits(t2)), y = upper_halves(vi_bits(t1), vi_bits(t3));
-    vint high = _mm512_mask_shuffle_epi8(y, 0x5555555555555555u, x, swap);
-    vint low = _mm512_mask_shuffle_epi8(x, 0xaaaaaaaaaaaaaaaau, y, swap);
-    low = _mm512_srli_epi16(low, 1);
-    _mm512_store_si512(codes, in_order(_mm512_ternarylogic_epi32(high, low, _mm512_set1_epi8((char)0xc0), 0xe4)));
+ * 23, which bit 30 is, and bits 22 .. 17. x and y are the upper halves of two vectors each. */
+INLINE void store_sign_halves(uint8_t *codes, vint x, vint y) {
+    vint low = _mm512_srli_epi16(lower_bytes(x, y), 1);
+    vint bytes = _mm512_ternarylogic_epi32(upper_bytes(x, y), low, _mm512_set1_epi8((char)0xc0), 0xe4);
+    _mm512_store_si512(codes, in_order(bytes));
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. */
+INLINE void store_third_halves(uint8_t *codes, vint x, vint y, uint32_t subtract) {
+    _mm512_store_si512(codes, _mm512_sub_epi8(in_order(lower_bytes(x, y)), _mm512_set1_epi8((char)subtract)));
+}
+
+INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+    store_sign_halves(codes, upper_halves(vi_bits(t0), vi_bits(t1)), upper_halves(vi_bits(t2), vi_bits(t3)));
+}
+
 INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
     (void)small;
-    vint bytes = move_bytes(move_bytes(move_bytes(c, a, 2, 0), b, 2, 1), d, 2, 3);
-    _mm512_store_si512(codes, _mm512_sub_epi8(in_order(bytes), _mm512_set1_epi8((char)subtract)));
+    store_third_halves(codes, upper_halves(a, b), upper_halves(c, d), subtract);
 }
 
 #include "quant/kernel_template.h"
