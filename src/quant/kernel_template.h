@@ -80,7 +80,8 @@ struct item_plan {
     advance_stage *advance; /* from codes, or from floats where a state has no planes or float32 ones */
     bool m_from_floats;
     bool v_from_floats;
-    bool shared; /* v_in holds means */
+    bool shared;  /* v_in holds means */
+    bool nibbles; /* both have 4 bits, which `advance` takes from the planes */
     encode_stage *encode_m, *encode_v;
     uint32_t v_key; /* the part of stq_block_key that all blocks share */
     uint32_t parameter_key;
@@ -213,9 +214,9 @@ static void decode_v(float *to, const stq_planes *planes, int64_t block, int cou
 
 /* ---- Moments and parameters ---- */
 
-/* What a value of a moment is made from: the old one from codes or floats, a shared v from floats that are those of
- * this step already. */
-enum { NARROW_CODES, WIDE_CODES, FLOATS, SHARED };
+/* What a value of a moment is made from: the old one from unpacked codes, the planes of 4-bit codes themselves or
+ * floats, a shared v from floats that are those of this step already. */
+enum { NARROW_CODES, WIDE_CODES, NIBBLES, FLOATS, SHARED };
 
 /* A vector of p' = decay p - step_size `ratio`. */
 INLINE void advance_parameter(float *parameter, vfloat ratio, vfloat decay, vfloat minus_step) {
@@ -241,19 +242,29 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
         const vint dead = vi_bits(vf_all(lowest));
         m_source m_from;
         v_source v_from;
+#if LOOKS_UP_NIBBLES
+        const uint8_t *m_nibbles = m_in->base + (work->first + block) * (STQ_BLOCK / 2);
+        const uint8_t *v_nibbles = v_in->base + (work->first + block) * (STQ_BLOCK / 2);
+#endif
         vfloat m_group[GROUP], v_group[GROUP], last_m = decay, root = decay, ratio = decay;
         if (m_kind != FLOATS)
             m_from = m_source_of(&plan->m_in, m_in, work->first + block);
-        if (v_kind == NARROW_CODES || v_kind == WIDE_CODES)
+        if (v_kind == NARROW_CODES || v_kind == WIDE_CODES || v_kind == NIBBLES)
             v_from = v_source_of(v_in, work->first + block);
         vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(UINT32_MAX);
         UNROLL
         for (int i = 0; i < STQ_BLOCK; i += LANES) {
             const int place = i / LANES % GROUP;
-            if (m_kind != FLOATS && place == 0)
+            if (m_kind != FLOATS && m_kind != NIBBLES && place == 0)
                 m_values(m_group, &m_from, m_codes + i, m_kind == NARROW_CODES);
             if ((v_kind == NARROW_CODES || v_kind == WIDE_CODES) && place == 0)
                 v_values(v_group, &v_from, v_codes + i, v_kind == NARROW_CODES);
+#if LOOKS_UP_NIBBLES
+            if (m_kind == NIBBLES)
+                m_group[0] = m_of_nibbles(&m_from, m_nibbles + i / 2);
+            if (v_kind == NIBBLES)
+                v_group[0] = v_of_nibbles(&v_from, v_nibbles + i / 2);
+#endif
             vfloat m = m_kind == FLOATS ? vf_load(m_floats + i) : m_group[place];
             vfloat v = v_kind == FLOATS || v_kind == SHARED ? vf_load(v_floats + i) : v_group[place];
             vfloat g = vf_multiply(vf_load(gradient + i), factor);
@@ -293,6 +304,9 @@ DEFINE_ADVANCE(narrow_wide, NARROW_CODES, WIDE_CODES)
 DEFINE_ADVANCE(wide_narrow, WIDE_CODES, NARROW_CODES)
 DEFINE_ADVANCE(wide_wide, WIDE_CODES, WIDE_CODES)
 DEFINE_ADVANCE(floats, FLOATS, FLOATS)
+#if LOOKS_UP_NIBBLES
+DEFINE_ADVANCE(nibbles, NIBBLES, NIBBLES)
+#endif
 DEFINE_ADVANCE(narrow_shared, NARROW_CODES, SHARED)
 DEFINE_ADVANCE(wide_shared, WIDE_CODES, SHARED)
 DEFINE_ADVANCE(floats_shared, FLOATS, SHARED)
@@ -407,6 +421,8 @@ static void read_states(workspace *work, const item_plan *plan) {
     if (plan->shared)
         stq_shared_values(work->v[0], &item->v_in, item->cols, (item->first_block + work->first) * STQ_BLOCK,
                           work->blocks * work->count);
+    if (plan->nibbles)
+        return;
     if (!plan->m_from_floats)
         plan->m_in.unpack(work->m_codes[0], &item->m_in, work->first, work->blocks);
     if (!plan->v_from_floats && !plan->shared)
@@ -487,6 +503,11 @@ static void plan_sources(item_plan *plan, uint32_t m_in, uint32_t v_in) {
                                           : advance_wide_shared;
     else
         plan->advance = m_coded && v_coded ? advance_stages[is_narrow(m_in)][is_narrow(v_in)] : advance_floats;
+#if LOOKS_UP_NIBBLES
+    plan->nibbles = m_in == 4 && v_in == 4;
+    if (plan->nibbles)
+        plan->advance = advance_nibbles;
+#endif
     plan->m_from_floats = !m_coded || !(v_coded || plan->shared);
     plan->v_from_floats = !plan->shared && !(m_coded && v_coded);
     plan->unpack_v = v_coded ? unpack_stages[v_in] : NULL;

@@ -12,8 +12,9 @@
 STQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,bmi,bmi2,lzcnt")
 
 #define LANES 16
-#define NARROW_BITS 5 /* codes that two registers of 16 entries decode */
-#define GROUP 1       /* vectors that are decoded together */
+#define NARROW_BITS 5      /* codes that two registers of 16 entries decode */
+#define GROUP 1            /* vectors that are decoded together */
+#define LOOKS_UP_NIBBLES 1 /* has m_of_nibbles and v_of_nibbles */
 
 typedef __m512 vfloat;
 typedef __m512i vint;
@@ -238,6 +239,26 @@ INLINE void m_values(vfloat *to, const m_source *source, const uint8_t *codes, c
                    : m_by_arithmetic(code, source->scales, source->offset);
 }
 
+/*
+ * 16 values of 4-bit codes out of 8 bytes of the plane. The 64 bits go to all lanes; each takes 8 of them from its code
+ * on, of which the look-up heeds the lowest 4. Every second entry of the table for 5 bits belongs to a code of 4.
+ */
+INLINE vint nibbles(const uint8_t *from) {
+    const vint places = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+    vint shifted; /* as _mm512_multishift_epi64_epi8, for which gcc 12 has the broadcast in an instruction of its own */
+    __asm__("vpmultishiftqb %1%{1to8%}, %2, %0" : "=v"(shifted) : "m"(*(const uint8_t(*)[8])from), "v"(places));
+    return shifted;
+}
+
+INLINE vfloat even_entries(vfloat low, vfloat high) {
+    const vint even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(low, even, high);
+}
+
+INLINE vfloat m_of_nibbles(const m_source *source, const uint8_t *from) {
+    return _mm512_permutexvar_ps(nibbles(from), even_entries(source->low, source->high));
+}
+
 typedef struct v_source {
     vfloat low, high; /* the nodes of narrow codes */
     vint lows, first;
@@ -257,6 +278,10 @@ INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, c
                    : v_by_arithmetic(code, source->lows, source->shift, source->first);
 }
 
+INLINE vfloat v_of_nibbles(const v_source *source, const uint8_t *from) {
+    return _mm512_permutexvar_ps(nibbles(from), even_entries(source->low, source->high));
+}
+
 /* ---- values to codes ---- */
 
 /*
@@ -274,13 +299,11 @@ INLINE vint in_order(vint dwords) {
 
 /* Of each dword the upper half of x below that of y. */
 INLINE vint upper_halves(vint x, vint y) {
-    const vint down = _mm512_broadcast_i32x4(_mm_setr_epi32(0x0302, 0x0706, 0x0b0a, 0x0f0e));
+    const vint down = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
     return _mm512_mask_shuffle_epi8(y, 0x3333333333333333u, x, down);
 }
 
-INLINE vint swap_bytes(void) {
-    return _mm512_broadcast_i32x4(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
-}
+INLINE vint swap_bytes(void) { return _mm512_set4_epi32(0x0e0f0c0d, 0x0a0b0809, 0x06070405, 0x02030001); }
 
 /* Of each word the lower byte of x below that of y; the upper ones. */
 INLINE vint lower_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(x, 0xaaaaaaaaaaaaaaaau, y, swap_bytes()); }
