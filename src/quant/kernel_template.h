@@ -9,7 +9,8 @@
  * moments become scale words, the chunk's blocks side by side in the lanes; moments become codes and planes. Only
  * packing and unpacking know the width: codes are aligned so that everything else is the same for all widths, or for
  * those up to 5 bits and those above. So 7 + 7 + 7 small functions serve all 49 pairs of widths, transitions included,
- * and nothing branches per value.
+ * and nothing branches per value. Where LOOKS_UP_NIBBLES is set, two moments of 4 bits skip unpacking: m_of_nibbles and
+ * v_of_nibbles make LANES values out of the plane.
  *
  * The vector layer:
  *   LANES, vfloat, vint, vcount   a vector of LANES floats or 32-bit integers, and a shift common to all lanes
