@@ -28,19 +28,25 @@ static __attribute__((noinline)) void moderate_m(float *to, const float *m, uint
         vf_store(to + i, vf_limit_magnitude(vf_multiply(vf_load(m + i), prescale), limit));
 }
 
+INLINE void encode_m_block(const workspace *work, const stq_planes out, int block, const float *m,
+                           const uint32_t bits) {
+    _Alignas(64) uint8_t codes[STQ_BLOCK];
+    quantise_m(codes, m, work->m_inverse[block]);
+    out.scales[work->first + block] = (uint16_t)work->m_word[block];
+    pack(out, work->first + block, codes, bits, 8 - bits);
+}
+
+/* The usual blocks in a loop without calls, in which constants stay in registers. */
 INLINE void encode_m(const workspace *work, const stq_planes *planes, const uint32_t bits) {
     const stq_planes out = *planes;
     for (int block = 0; block < work->blocks; block++) {
-        _Alignas(64) uint8_t codes[STQ_BLOCK];
-        _Alignas(64) float moderate[STQ_BLOCK];
-        const float *m = work->m[block];
-        if (work->m_careful[block]) {
-            moderate_m(moderate, m, work->m_word[block]);
-            m = moderate;
+        for (; block < work->blocks && !work->m_careful[block]; block++)
+            encode_m_block(work, out, block, work->m[block], bits);
+        if (block < work->blocks) {
+            _Alignas(64) float moderate[STQ_BLOCK];
+            moderate_m(moderate, work->m[block], work->m_word[block]);
+            encode_m_block(work, out, block, moderate, bits);
         }
-        quantise_m(codes, m, work->m_inverse[block]);
-        out.scales[work->first + block] = (uint16_t)work->m_word[block];
-        pack(out, work->first + block, codes, bits, 8 - bits);
     }
 }
 
@@ -157,14 +163,16 @@ INLINE void encode_v_block(const workspace *work, const stq_planes out, int bloc
 
 typedef void encode_block(const workspace *work, const stq_planes *planes, int block);
 
-/* Blocks that are not plain go through `other`, apart, so that the codes of plain ones stay in registers. */
+/* Blocks that are not plain go through `other`, apart, so that the codes of plain ones and constants stay in registers.
+ */
 INLINE void encode_v(const workspace *work, const stq_planes *planes, const uint32_t bits, encode_block *other) {
     const stq_planes out = *planes;
-    for (int block = 0; block < work->blocks; block++)
-        if (work->v_path[block] == V_PLAIN)
+    for (int block = 0; block < work->blocks; block++) {
+        for (; block < work->blocks && work->v_path[block] == V_PLAIN; block++)
             encode_v_block(work, out, block, bits, V_PLAIN);
-        else
+        if (block < work->blocks)
             other(work, planes, block);
+    }
 }
 
 /* The scale word and the path of any block. */

@@ -9,7 +9,8 @@
  * moments become scale words, the chunk's blocks side by side in the lanes; moments become codes and planes. Only
  * packing and unpacking know the width: codes are aligned so that everything else is the same for all widths, or for
  * those up to 5 bits and those above. So 7 + 7 + 7 small functions serve all 49 pairs of widths, transitions included,
- * and nothing branches per value.
+ * and nothing branches per value. Where LOOKS_UP_NIBBLES is set, two moments of 4 bits skip unpacking: m_of_nibbles and
+ * v_of_nibbles make LANES values out of the plane.
  *
  * The vector layer:
  *   LANES, vfloat, vint, vcount   a vector of LANES floats or 32-bit integers, and a shift common to all lanes
@@ -80,7 +81,8 @@ struct item_plan {
     advance_stage *advance; /* from codes, or from floats where a state has no planes or float32 ones */
     bool m_from_floats;
     bool v_from_floats;
-    bool shared; /* v_in holds means */
+    bool shared;  /* v_in holds means */
+    bool nibbles; /* both have 4 bits, which `advance` takes from the planes */
     encode_stage *encode_m, *encode_v;
     uint32_t v_key; /* the part of stq_block_key that all blocks share */
     uint32_t parameter_key;
@@ -213,61 +215,121 @@ static void decode_v(float *to, const stq_planes *planes, int64_t block, int cou
 
 /* ---- Moments and parameters ---- */
 
-/* What a value of a moment is made from: the old one from codes or floats, a shared v from floats that are those of
- * this step already. */
-enum { NARROW_CODES, WIDE_CODES, FLOATS, SHARED };
+/* What a value of a moment is made from: the old one from unpacked codes, the planes of 4-bit codes themselves or
+ * floats, a shared v from floats that are those of this step already. */
+enum { NARROW_CODES, WIDE_CODES, NIBBLES, FLOATS, SHARED };
+
+/* What all blocks of an item share. */
+typedef struct rates {
+    vfloat factor, beta1, one_minus_beta1, beta2, one_minus_beta2, decay, epsilon, minus_step;
+} rates;
+
+INLINE rates make_rates(const stq_coefficients *c) {
+    return (rates){.factor = vf_all(c->gradient_factor),
+                   .beta1 = vf_all(c->beta1),
+                   .one_minus_beta1 = vf_all(c->one_minus_beta1),
+                   .beta2 = vf_all(c->beta2),
+                   .one_minus_beta2 = vf_all(c->one_minus_beta2),
+                   .decay = vf_all(c->decay),
+                   .epsilon = vf_all(c->epsilon),
+                   .minus_step = vf_all(-c->step_size)};
+}
+
+/* Where the old moments of a block come from. */
+typedef struct old_moments {
+    m_source m;
+    v_source v;
+    vint dead; /* the lowest level of m */
+    const uint8_t *m_codes, *v_codes;
+    const float *m_floats, *v_floats;
+} old_moments;
+
+INLINE void set_old_moments(old_moments *old, const workspace *work, int block, const item_plan *plan, const int m_kind,
+                            const int v_kind) {
+    const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
+    int64_t at = work->first + block;
+    float lowest = is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[at]) : NAN;
+    old->dead = vi_bits(vf_all(lowest));
+    if (m_kind != FLOATS)
+        old->m = m_source_of(&plan->m_in, m_in, at);
+    if (v_kind != FLOATS && v_kind != SHARED)
+        old->v = v_source_of(v_in, at);
+    old->m_codes = m_kind == NIBBLES ? m_in->base + at * (STQ_BLOCK / 2) : work->m_codes[block];
+    old->v_codes = v_kind == NIBBLES ? v_in->base + at * (STQ_BLOCK / 2) : work->v_codes[block];
+    old->m_floats = work->m[block];
+    old->v_floats = work->v[block];
+}
+
+/* GROUP vectors of m and v, from value i of the block on. */
+INLINE void load_old_moments(vfloat *m, vfloat *v, const old_moments *old, int i, const int m_kind, const int v_kind) {
+#if LOOKS_UP_NIBBLES
+    if (m_kind == NIBBLES)
+        m[0] = m_of_nibbles(&old->m, old->m_codes + i / 2);
+    if (v_kind == NIBBLES)
+        v[0] = v_of_nibbles(&old->v, old->v_codes + i / 2);
+#endif
+    if (m_kind == NARROW_CODES || m_kind == WIDE_CODES)
+        m_values(m, &old->m, old->m_codes + i, m_kind == NARROW_CODES);
+    if (v_kind == NARROW_CODES || v_kind == WIDE_CODES)
+        v_values(v, &old->v, old->v_codes + i, v_kind == NARROW_CODES);
+    for (int k = 0; k < GROUP; k++) {
+        if (m_kind == FLOATS)
+            m[k] = vf_load(old->m_floats + i + k * LANES);
+        if (v_kind == FLOATS || v_kind == SHARED)
+            v[k] = vf_load(old->v_floats + i + k * LANES);
+    }
+}
+
+/* A vector of p' = decay p - step_size `ratio`. */
+INLINE void advance_parameter(float *parameter, vfloat ratio, const rates *c) {
+    vf_store(parameter, vf_fma(c->minus_step, ratio, vf_multiply(vf_load(parameter), c->decay)));
+}
 
 /* m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2) g^2, p' = decay p - step_size m' / (sqrt(v') + epsilon), and
- * the ranges of m' and v'. vf_decay_m takes m as 0 where it is at its lowest level and g is 0. */
+ * the ranges of m' and v'. vf_decay_m takes m as 0 where it is at its lowest level and g is 0. Root, ratio and
+ * parameter of a vector stand one vector apart, so that each finds its operands done: a core whose window of
+ * instructions another thread shares does not reach from one vector's root to the next one's otherwise. */
+INLINE void advance_block(workspace *work, int block, float *parameter, const float *gradient, const rates *c,
+                          const old_moments *old, const int m_kind, const int v_kind) {
+    float *m_floats = work->m[block], *v_floats = work->v[block];
+    vfloat m_group[GROUP], v_group[GROUP], last_m = c->decay, root = c->decay, ratio = c->decay;
+    vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(0);
+    UNROLL
+    for (int i = 0; i < STQ_BLOCK; i += LANES) {
+        if (i / LANES % GROUP == 0)
+            load_old_moments(m_group, v_group, old, i, m_kind, v_kind);
+        vfloat m = m_group[i / LANES % GROUP], v = v_group[i / LANES % GROUP];
+        vfloat g = vf_multiply(vf_load(gradient + i), c->factor);
+        if (v_kind != SHARED)
+            v = vf_fma(c->beta2, v, vf_multiply(c->one_minus_beta2, vf_multiply(g, g)));
+        m = vf_decay_m(c->beta1, m, vf_multiply(c->one_minus_beta1, g), g, old->dead);
+        vf_store(m_floats + i, m);
+        m_largest = i == 0 ? vi_magnitude(m) : vi_larger(m_largest, vi_magnitude(m));
+        if (v_kind != SHARED) {
+            vf_store(v_floats + i, v);
+            v_largest = i == 0 ? vi_bits(v) : vi_larger(v_largest, vi_bits(v));
+            v_lowest = i == 0 ? vi_bits(v) : vi_smaller(v_lowest, vi_bits(v));
+        }
+        if (i >= 2 * LANES)
+            advance_parameter(parameter + i - 2 * LANES, ratio, c);
+        if (i >= LANES)
+            ratio = vf_divide(last_m, vf_add(root, c->epsilon));
+        root = vf_square_root(v);
+        last_m = m;
+    }
+    advance_parameter(parameter + STQ_BLOCK - 2 * LANES, ratio, c);
+    advance_parameter(parameter + STQ_BLOCK - LANES, vf_divide(last_m, vf_add(root, c->epsilon)), c);
+    vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest[block], &work->v_largest[block], &work->v_lowest[block]);
+}
+
 INLINE void advance(workspace *work, float *parameter, const float *gradient, const item_plan *plan, const int m_kind,
                     const int v_kind) {
-    const stq_coefficients *c = plan->coefficients;
-    const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
-    const vfloat factor = vf_all(c->gradient_factor);
-    const vfloat beta1 = vf_all(c->beta1), one_minus_beta1 = vf_all(c->one_minus_beta1);
-    const vfloat beta2 = vf_all(c->beta2), one_minus_beta2 = vf_all(c->one_minus_beta2);
-    const vfloat decay = vf_all(c->decay), epsilon = vf_all(c->epsilon), minus_step = vf_all(-c->step_size);
+    const rates c = make_rates(plan->coefficients);
     for (int block = 0; block < work->blocks; block++) {
-        float *m_floats = work->m[block], *v_floats = work->v[block];
-        const uint8_t *m_codes = work->m_codes[block], *v_codes = work->v_codes[block];
-        float lowest = is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[work->first + block]) : NAN;
-        const vint dead = vi_bits(vf_all(lowest));
-        m_source m_from;
-        v_source v_from;
-        vfloat m_group[GROUP], v_group[GROUP];
-        if (m_kind != FLOATS)
-            m_from = m_source_of(&plan->m_in, m_in, work->first + block);
-        if (v_kind == NARROW_CODES || v_kind == WIDE_CODES)
-            v_from = v_source_of(v_in, work->first + block);
-        vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(UINT32_MAX);
-        UNROLL
-        for (int i = 0; i < STQ_BLOCK; i += LANES) {
-            const int place = i / LANES % GROUP;
-            if (m_kind != FLOATS && place == 0)
-                m_values(m_group, &m_from, m_codes + i, m_kind == NARROW_CODES);
-            if ((v_kind == NARROW_CODES || v_kind == WIDE_CODES) && place == 0)
-                v_values(v_group, &v_from, v_codes + i, v_kind == NARROW_CODES);
-            vfloat m = m_kind == FLOATS ? vf_load(m_floats + i) : m_group[place];
-            vfloat v = v_kind == FLOATS || v_kind == SHARED ? vf_load(v_floats + i) : v_group[place];
-            vfloat g = vf_multiply(vf_load(gradient + i), factor);
-            m = vf_decay_m(beta1, m, vf_multiply(one_minus_beta1, g), g, dead);
-            if (v_kind != SHARED)
-                v = vf_fma(beta2, v, vf_multiply(one_minus_beta2, vf_multiply(g, g)));
-            vfloat p = vf_multiply(vf_load(parameter + i), decay);
-            p = vf_fma(minus_step, vf_divide(m, vf_add(vf_square_root(v), epsilon)), p);
-            vf_store(parameter + i, p);
-            vf_store(m_floats + i, m);
-            m_largest = vi_larger(m_largest, vi_magnitude(m));
-            if (v_kind != SHARED) {
-                vf_store(v_floats + i, v);
-                v_largest = vi_larger(v_largest, vi_bits(v));
-                v_lowest = vi_smaller(v_lowest, vi_bits(v));
-            }
-        }
-        vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest[block], &work->v_largest[block],
-                  &work->v_lowest[block]);
-        parameter += STQ_BLOCK;
-        gradient += STQ_BLOCK;
+        old_moments old;
+        set_old_moments(&old, work, block, plan, m_kind, v_kind);
+        advance_block(work, block, parameter + block * STQ_BLOCK, gradient + block * STQ_BLOCK, &c, &old, m_kind,
+                      v_kind);
     }
 }
 
@@ -280,6 +342,9 @@ DEFINE_ADVANCE(narrow_wide, NARROW_CODES, WIDE_CODES)
 DEFINE_ADVANCE(wide_narrow, WIDE_CODES, NARROW_CODES)
 DEFINE_ADVANCE(wide_wide, WIDE_CODES, WIDE_CODES)
 DEFINE_ADVANCE(floats, FLOATS, FLOATS)
+#if LOOKS_UP_NIBBLES
+DEFINE_ADVANCE(nibbles, NIBBLES, NIBBLES)
+#endif
 DEFINE_ADVANCE(narrow_shared, NARROW_CODES, SHARED)
 DEFINE_ADVANCE(wide_shared, WIDE_CODES, SHARED)
 DEFINE_ADVANCE(floats_shared, FLOATS, SHARED)
@@ -394,6 +459,8 @@ static void read_states(workspace *work, const item_plan *plan) {
     if (plan->shared)
         stq_shared_values(work->v[0], &item->v_in, item->cols, (item->first_block + work->first) * STQ_BLOCK,
                           work->blocks * work->count);
+    if (plan->nibbles)
+        return;
     if (!plan->m_from_floats)
         plan->m_in.unpack(work->m_codes[0], &item->m_in, work->first, work->blocks);
     if (!plan->v_from_floats && !plan->shared)
@@ -474,6 +541,11 @@ static void plan_sources(item_plan *plan, uint32_t m_in, uint32_t v_in) {
                                           : advance_wide_shared;
     else
         plan->advance = m_coded && v_coded ? advance_stages[is_narrow(m_in)][is_narrow(v_in)] : advance_floats;
+#if LOOKS_UP_NIBBLES
+    plan->nibbles = m_in == 4 && v_in == 4;
+    if (plan->nibbles)
+        plan->advance = advance_nibbles;
+#endif
     plan->m_from_floats = !m_coded || !(v_coded || plan->shared);
     plan->v_from_floats = !plan->shared && !(m_coded && v_coded);
     plan->unpack_v = v_coded ? unpack_stages[v_in] : NULL;

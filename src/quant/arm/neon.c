@@ -8,6 +8,7 @@
 #define LANES 4
 #define NARROW_BITS 0 /* codes are decoded by arithmetic */
 #define GROUP 1       /* vectors that are decoded together */
+#define LOOKS_UP_NIBBLES 0
 
 typedef float32x4_t vfloat;
 typedef uint32x4_t vint;

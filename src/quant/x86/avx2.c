@@ -17,6 +17,7 @@ STQ_TARGET_BEGIN("avx2,fma,f16c,bmi,lzcnt")
 #define LANES 8
 #define NARROW_BITS 5 /* magnitudes that a table of 16 bytes decodes */
 #define GROUP 4       /* vectors that are decoded together */
+#define LOOKS_UP_NIBBLES 0
 
 typedef __m256 vfloat;
 typedef __m256i vint;

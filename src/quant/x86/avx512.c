@@ -12,12 +12,13 @@
 STQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,bmi,bmi2,lzcnt")
 
 #define LANES 16
-#define NARROW_BITS 5 /* codes that two registers of 16 entries decode */
-#define GROUP 1       /* vectors that are decoded together */
+#define NARROW_BITS 5      /* codes that two registers of 16 entries decode */
+#define GROUP 1            /* vectors that are decoded together */
+#define LOOKS_UP_NIBBLES 1 /* has m_of_nibbles and v_of_nibbles */
 
 typedef __m512 vfloat;
 typedef __m512i vint;
-typedef __m128i vcount; /* a shift common to all lanes */
+typedef __m512i vcount; /* a shift common to all lanes */
 
 /* ---- floats ---- */
 
@@ -40,8 +41,7 @@ INLINE vfloat vf_from_integers(vint x) { return _mm512_cvtepi32_ps(x); }
 
 /* The positive constant `size` with the sign of `x`. */
 INLINE vfloat vf_copy_sign(vfloat size, vfloat x) {
-    return vf_from_bits(
-        _mm512_ternarylogic_epi32(vi_bits(size), vi_bits(x), vi_all(0x80000000u), 0xf8)); /* a | (b & c) */
+    return vf_from_bits(_mm512_or_si512(vi_bits(size), _mm512_and_si512(vi_bits(x), vi_all(0x80000000u))));
 }
 
 INLINE vfloat vf_limit_magnitude(vfloat x, vfloat limit) {
@@ -55,7 +55,8 @@ INLINE vfloat vf_zero_where_zero(vfloat test, vfloat x) {
 /* fma(beta, m, added), or 0 where g is 0 and |m| is the lowest level, whose bits are `dead`; `added` is 0 where g is.
  */
 INLINE vfloat vf_decay_m(vfloat beta, vfloat m, vfloat added, vfloat g, vint dead) {
-    vint differs = _mm512_ternarylogic_epi32(vi_bits(m), dead, vi_bits(g), 0xbe); /* (a ^ b) | c */
+    __asm__("" : "+v"(added)); /* before g is overwritten, so that nothing has to be copied */
+    vint differs = _mm512_ternarylogic_epi32(vi_bits(g), vi_bits(m), dead, 0xf6); /* a | (b ^ c) */
     return _mm512_maskz_fmadd_ps(_mm512_test_epi32_mask(differs, vi_all(0x7fffffffu)), beta, m, added);
 }
 
@@ -90,9 +91,9 @@ INLINE vint vi_larger(vint a, vint b) { return _mm512_max_epu32(a, b); }
 INLINE vint vi_smaller(vint a, vint b) { return _mm512_min_epu32(a, b); }
 #define vi_shift_right(x, bits) _mm512_srli_epi32(x, bits)
 #define vi_shift_left(x, bits) _mm512_slli_epi32(x, (unsigned)(bits))
-INLINE vcount vi_count(int bits) { return _mm_cvtsi32_si128(bits); }
-INLINE vint vi_shift_right_by(vint x, vcount bits) { return _mm512_srl_epi32(x, bits); }
-INLINE vint vi_shift_left_by(vint x, vcount bits) { return _mm512_sll_epi32(x, bits); }
+INLINE vcount vi_count(int bits) { return _mm512_set1_epi32(bits); }
+INLINE vint vi_shift_right_by(vint x, vcount bits) { return _mm512_srlv_epi32(x, bits); }
+INLINE vint vi_shift_left_by(vint x, vcount bits) { return _mm512_sllv_epi32(x, bits); }
 
 /* `yes` where `test` is 0, else `no`. */
 INLINE vint vi_where_zero(vint test, vint yes, vint no) {
@@ -143,13 +144,7 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
 
 /* ---- planes ---- */
 
-/* The upper half-words of two vectors, in order; the even bytes; the odd bytes. */
-INLINE vint upper_halves(vint a, vint b) {
-    const vint odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
-                                      23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    return _mm512_permutex2var_epi16(a, odd, b);
-}
-
+/* The even bytes of two vectors, in order; the odd bytes. */
 INLINE vint even_numbers(void) {
     return _mm512_set_epi8(126, 124, 122, 120, 118, 116, 114, 112, 110, 108, 106, 104, 102, 100, 98, 96, 94, 92, 90, 88,
                            86, 84, 82, 80, 78, 76, 74, 72, 70, 68, 66, 64, 62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42,
@@ -244,6 +239,26 @@ INLINE void m_values(vfloat *to, const m_source *source, const uint8_t *codes, c
                    : m_by_arithmetic(code, source->scales, source->offset);
 }
 
+/*
+ * 16 values of 4-bit codes out of 8 bytes of the plane. The 64 bits go to all lanes; each takes 8 of them from its code
+ * on, of which the look-up heeds the lowest 4. Every second entry of the table for 5 bits belongs to a code of 4.
+ */
+INLINE vint nibbles(const uint8_t *from) {
+    const vint places = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+    vint shifted; /* as _mm512_multishift_epi64_epi8, for which gcc 12 has the broadcast in an instruction of its own */
+    __asm__("vpmultishiftqb %1%{1to8%}, %2, %0" : "=v"(shifted) : "m"(*(const uint8_t(*)[8])from), "v"(places));
+    return shifted;
+}
+
+INLINE vfloat even_entries(vfloat low, vfloat high) {
+    const vint even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(low, even, high);
+}
+
+INLINE vfloat m_of_nibbles(const m_source *source, const uint8_t *from) {
+    return _mm512_permutexvar_ps(nibbles(from), even_entries(source->low, source->high));
+}
+
 typedef struct v_source {
     vfloat low, high; /* the nodes of narrow codes */
     vint lows, first;
@@ -263,23 +278,57 @@ INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, c
                    : v_by_arithmetic(code, source->lows, source->shift, source->first);
 }
 
+INLINE vfloat v_of_nibbles(const v_source *source, const uint8_t *from) {
+    return _mm512_permutexvar_ps(nibbles(from), even_entries(source->low, source->high));
+}
+
 /* ---- values to codes ---- */
 
-/* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: bit 23 is inverted.
+/*
+ * Bytes of four vectors go together by byte shuffles into one of them under a mask: one operation of Intel's port 5
+ * each, where a permutation of two vectors' bytes or half-words is three. So dword i holds lane i of the first, third,
+ * second and fourth; the last permutation puts them in order.
  */
-INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
-    vint first = upper_halves(vi_bits(t0), vi_bits(t1)), second = upper_halves(vi_bits(t2), vi_bits(t3));
-    vint low = even_bytes(first, second);
-    vint high = odd_bytes(first, second);
-    low = _mm512_srli_epi16(_mm512_xor_si512(low, _mm512_set1_epi8((char)0x80)), 1);
-    _mm512_store_si512(codes, _mm512_ternarylogic_epi32(high, low, _mm512_set1_epi8((char)0x80), 0xe4));
+INLINE vint in_order(vint dwords) {
+    const vint order =
+        _mm512_set_epi8(63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 61, 57, 53, 49, 45, 41, 37, 33,
+                        29, 25, 21, 17, 13, 9, 5, 1, 62, 58, 54, 50, 46, 42, 38, 34, 30, 26, 22, 18, 14, 10, 6, 2, 60,
+                        56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
+    return _mm512_permutexvar_epi8(order, dwords);
+}
+
+/* Of each dword the upper half of x below that of y. */
+INLINE vint upper_halves(vint x, vint y) {
+    const vint down = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
+    return _mm512_mask_shuffle_epi8(y, 0x3333333333333333u, x, down);
+}
+
+INLINE vint swap_bytes(void) { return _mm512_set4_epi32(0x0e0f0c0d, 0x0a0b0809, 0x06070405, 0x02030001); }
+
+/* Of each word the lower byte of x below that of y; the upper ones. */
+INLINE vint lower_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(x, 0xaaaaaaaaaaaaaaaau, y, swap_bytes()); }
+INLINE vint upper_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(y, 0x5555555555555555u, x, swap_bytes()); }
+
+/* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: the inverse of bit
+ * 23, which bit 30 is, and bits 22 .. 17. x and y are the upper halves of two vectors each. */
+INLINE void store_sign_halves(uint8_t *codes, vint x, vint y) {
+    vint low = _mm512_srli_epi16(lower_bytes(x, y), 1);
+    vint bytes = _mm512_ternarylogic_epi32(upper_bytes(x, y), low, _mm512_set1_epi8((char)0xc0), 0xe4);
+    _mm512_store_si512(codes, in_order(bytes));
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. */
+INLINE void store_third_halves(uint8_t *codes, vint x, vint y, uint32_t subtract) {
+    _mm512_store_si512(codes, _mm512_sub_epi8(in_order(lower_bytes(x, y)), _mm512_set1_epi8((char)subtract)));
+}
+
+INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+    store_sign_halves(codes, upper_halves(vi_bits(t0), vi_bits(t1)), upper_halves(vi_bits(t2), vi_bits(t3)));
+}
+
 INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
     (void)small;
-    vint bytes = even_bytes(upper_halves(a, b), upper_halves(c, d));
-    _mm512_store_si512(codes, _mm512_sub_epi8(bytes, _mm512_set1_epi8((char)subtract)));
+    store_third_halves(codes, upper_halves(a, b), upper_halves(c, d), subtract);
 }
 
 #include "quant/kernel_template.h"
