@@ -162,7 +162,9 @@ def check_bash(folder, texts):
              (("train", "gpt2", "--tensorboard", "=", ""), ["folder"]), (("train", "gpt2", "--steps", "=", ""), []),
              (("train", "gpt2", ""), []), (("report", ""), files), (("report", "train", "--out"), ["--output="]),
              (("report", "--output", "train", ""), files), (("report", "--title", ""), []), (("plan", "--js"), ["--json"]),
-             (("bench", "step", "--dtype", "=", "b"), ["bfloat16"]), (("nothing", "--he"), ["--help"]))
+             (("bench", "step", "--dtype", "=", "b"), ["bfloat16"]), (("convert", "--to", "=", "p"), ["packed"]),
+             (("bench", "policy", "--policy", "=", ""), ["zones", "rate-distortion"]),
+             (("train", "vit", "--qat-estimator", "=", ""), ["stable", "ste", "dsq"]), (("nothing", "--he"), ["--help"]))
     for words, wanted in cases:
         offered = complete(folder, *words)
         report(f"bash completes `stquant {' '.join(words)}`", sorted(offered) == sorted(wanted), offered)

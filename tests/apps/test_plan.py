@@ -87,9 +87,17 @@ def check_refusals():
         result = plan(*arguments)
         check(f"refused: {name}", result.returncode == 2 and result.stdout == "" and
               all(part in result.stderr for part in parts) and result.stderr.count("\n") <= 2, result.stderr)
-    with open("/dev/full", "w") as full:
-        result = subprocess.run([COMMAND, "plan"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
-    check("a full disk is told", result.returncode == 1 and "disk" in result.stderr, result.stderr)
+
+
+def check_full_disk():
+    """What a command prints and nobody takes is a failure of all of them."""
+    for words in ([], ["--version"], ["--help"], ["plan"], ["plan", "--json"], ["train", "--help"],
+                  ["bench", "policy", "--tensors", "10", "--repeats", "1"]):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+        expected = (2, "Usage") if not words else (1, "disk full")
+        check(f"a full disk behind `{' '.join(['stquant', *words])}` is told",
+              result.returncode == expected[0] and expected[1] in result.stderr, result.stderr)
 
 
 def main():
@@ -97,6 +105,7 @@ def main():
         check_preset(preset)
     check_overrides()
     check_refusals()
+    check_full_disk()
     return 0 if all(results) else 1
 
 
