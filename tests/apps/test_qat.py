@@ -132,6 +132,14 @@ def test_refusals(folder, text):
     refused("resuming a float32 run with --qat", ["--init"],
             train("--data", text, "--steps", 90, "--qat", 4, "--resume", folder / "float"))
     refused("packing a float32 run", ["--qat"], run("convert", "--to", "packed", folder / "float", folder / "none"))
+    refused("packing into a run that has gone on", ["later step, 40"],
+            run("convert", "--to", "packed", folder / "whole" / "step-00000015", folder / "whole"))
+    before = digest(folder / "stable" / "run")
+    refused("packing a run into its own folder", ["can go on from"],
+            run("convert", "--to", "packed", folder / "stable" / "run", folder / "stable" / "run"))
+    check("and the run is as it was", digest(folder / "stable" / "run") == before != "")
+    again = run("convert", "--to", "packed", folder / "stable" / "run", folder / "stable" / "packed")
+    check("packed weights may be packed anew", again.returncode == 0, again.stderr)
     refused("packing what is packed", ["already"],
             run("convert", "--to", "packed", folder / "stable" / "packed", folder / "none"))
     refused("training packed weights", ["packed"],
