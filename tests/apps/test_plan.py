@@ -6,15 +6,12 @@ import os
 import subprocess
 import sys
 
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 # GPT-2's published sizes, and the small ones by hand: V C + T C + L (12 C^2 + 13 C) + 2 C.
 PARAMETERS = {"124m": 124439808, "355m": 354823168, "774m": 774030080, "1.5b": 1557611200}
-results = []
-
-
-def check(name, condition, detail=""):
-    results.append(bool(condition))
-    print(f"{'ok' if condition else 'not ok'} - {name}" + ("" if condition or not detail else f": {detail}"), flush=True)
 
 
 def plan(*arguments, **options):
@@ -106,7 +103,7 @@ def main():
     check_overrides()
     check_refusals()
     check_full_disk()
-    return 0 if all(results) else 1
+    return tap.status()
 
 
 if __name__ == "__main__":

@@ -9,18 +9,12 @@ import subprocess
 import sys
 import tempfile
 
-sys.dont_write_bytecode = True
-sys.path.insert(0, os.path.dirname(__file__))
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 SMALL = ["--layers", "2", "--width", "64", "--heads", "2", "--context", "32", "--sequence-length", "32", "--batch", "4",
          "--threads", "1", "--sample-length", "0", "--decide-every", "7", "--validate-every", "10", "--warmup", "3"]
-failures = 0
-
-
-def check(name, condition, detail=""):
-    global failures
-    failures += not condition
-    print(f"{'ok' if condition else 'not ok'} - {name}" + ("" if condition or not detail else f": {detail}"), flush=True)
 
 
 def run(*arguments):
@@ -172,7 +166,7 @@ def main():
         test_resume(folder, text)
         test_refusals(folder, text)
         test_vit(folder)
-    return failures > 0
+    return tap.status()
 
 
 if __name__ == "__main__":
