@@ -105,15 +105,11 @@ static enum app_status measure(const struct settings *settings, stq_state which,
         const double begin = bench_seconds();
         for (int k = 0; k < inner && status == APP_OK; k++) {
             const stq_random random = {.seed = 1, .step = (uint64_t)(i * inner + k + 2)};
-            status = stq_encode(&planes, which, values, count, &random) == STQ_OK
-                         ? APP_OK
-                         : app_fail(APP_FAILED, "%s", stq_last_error());
+            status = app_check(stq_encode(&planes, which, values, count, &random));
         }
         const double middle = bench_seconds();
         for (int k = 0; k < inner && status == APP_OK; k++) {
-            status = stq_decode(decoded, &planes, which, count) == STQ_OK
-                         ? APP_OK
-                         : app_fail(APP_FAILED, "%s", stq_last_error());
+            status = app_check(stq_decode(decoded, &planes, which, count));
         }
         const double end = bench_seconds();
         if (i >= 0) {

@@ -29,7 +29,7 @@ enum { TENSORS = 'n', REPEATS = 0x2000, POLICY, STATE_BITS, JSON };
 
 static const struct argp_option options[] = {
     {"tensors", TENSORS, "N", 0, "Tensors of the list (10, 100, ... 100000, one after the other)", 0},
-    {"policy", POLICY, "NAME", 0, "zones or rate-distortion (default)", 0},
+    {"policy", POLICY, "zones|rate-distortion", 0, "How widths are chosen (rate-distortion)", 0},
     {"state-bits", STATE_BITS, "B", 0, "The cap, in bits per state value (5.0)", 0},
     {"repeats", REPEATS, "N", 0, "Timed decisions (21 or more, by the number of tensors)", 0},
     {"json", JSON, 0, 0, "Print a JSON object", 0},
@@ -99,10 +99,6 @@ static void release(struct list *list) {
     free(list->widths);
 }
 
-static enum app_status translate(stq_status status) {
-    return status == STQ_OK ? APP_OK : app_fail(APP_FAILED, "%s", stq_last_error());
-}
-
 // Matrices of 4,096 to 16.8 million elements, evenly in the logarithm.
 static void describe(struct list *list) {
     static const float gradient = 0;
@@ -141,7 +137,7 @@ static enum app_status open_list(const struct settings *settings, int64_t count,
     }
     config.policy.cap_bytes = (uint64_t)(settings->state_bits * elements / 4);
     const stq_status status = stq_adamw_create(&list->optimizer, &config, list->tensors, n);
-    return status == STQ_CAP_TOO_SMALL ? app_fail(APP_USAGE, "%s", stq_last_error()) : translate(status);
+    return app_check_asked(status);
 }
 
 static void draw_factors(struct list *list, int64_t decision) {
@@ -159,7 +155,7 @@ static void draw_factors(struct list *list, int64_t decision) {
 static enum app_status read_widths(struct list *list, int64_t *changed) {
     for (int64_t i = 0; i < list->count; i++) {
         stq_tensor_info info;
-        const enum app_status status = translate(stq_adamw_tensor(list->optimizer, (size_t)i, &info));
+        const enum app_status status = app_check(stq_adamw_tensor(list->optimizer, (size_t)i, &info));
         if (status != APP_OK) {
             return status;
         }
@@ -184,7 +180,7 @@ static enum app_status time_step(struct list *list, double *seconds, bool *decid
     const stq_status status = stq_adamw_step(list->optimizer, &step, &result);
     *seconds = bench_seconds() - begin;
     *decided = result.decided;
-    return translate(status);
+    return app_check(status);
 }
 
 static enum app_status time_decisions(struct list *list, struct result *result) {
@@ -196,7 +192,7 @@ static enum app_status time_decisions(struct list *list, struct result *result) 
     for (int64_t k = -2; k < result->repeats && status == APP_OK;) {
         double seconds = 0;
         bool decided = false, due = false;
-        status = translate(stq_adamw_decision_due(list->optimizer, &due));
+        status = app_check(stq_adamw_decision_due(list->optimizer, &due));
         if (status == APP_OK && due) {
             draw_factors(list, decisions++);
         }

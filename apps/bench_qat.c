@@ -5,13 +5,11 @@
 #include <string.h>
 
 #include "bench.h"
+#include "train/quantizer.h"
 
 #include <omp.h>
 
-enum { ESTIMATORS = 3, LARGEST_REPEATS = 1000 };
-
-static const char *const names[ESTIMATORS] = {
-    [STQ_QAT_STRAIGHT_THROUGH] = "ste", [STQ_QAT_STABLE] = "stable", [STQ_QAT_SOFT] = "dsq"};
+enum { ESTIMATORS = QUANTIZER_ESTIMATORS, LARGEST_REPEATS = 1000 };
 
 struct settings {
     int64_t rows, columns, bits, repeats, threads;
@@ -70,8 +68,6 @@ struct times {
     double forward[LARGEST_REPEATS], backward[LARGEST_REPEATS], ratio[LARGEST_REPEATS];
 };
 
-static enum app_status fail(void) { return app_fail(APP_FAILED, "%s", stq_last_error()); }
-
 // One forward and one backward pass, `inner` times.
 static enum app_status time_passes(const struct settings *settings, const stq_qat_config *config,
                                    const struct buffers *buffers, int inner, double *forward, double *backward) {
@@ -89,7 +85,7 @@ static enum app_status time_passes(const struct settings *settings, const stq_qa
     }
     *forward = (middle - begin) / inner;
     *backward = (bench_seconds() - middle) / inner;
-    return status == STQ_OK ? APP_OK : fail();
+    return app_check(status);
 }
 
 // The first round only warms up.
@@ -101,7 +97,7 @@ static enum app_status measure(const struct settings *settings, const struct buf
     config.bits = (uint32_t)settings->bits;
     if (stq_qat_initial_steps(buffers->steps, &config, buffers->weights, STQ_FLOAT32, settings->rows,
                               settings->columns) != STQ_OK) {
-        return fail();
+        return app_library_failure();
     }
     for (int round = -1; round < (int)settings->repeats; round++) {
         const int at = round < 0 ? 0 : round;
@@ -138,9 +134,9 @@ static void print(const struct settings *settings, struct times times[ESTIMATORS
         const double ratio = bench_median(own->ratio, repeats);
         if (settings->json) {
             printf("%s\n  {\"name\": \"%s\", \"forward_ns\": %.5g, \"backward_ns\": %.5g, \"ratio_to_ste\": %.5g}",
-                   estimator ? "," : "", names[estimator], forward, backward, ratio);
+                   estimator ? "," : "", quantizer_estimators[estimator], forward, backward, ratio);
         } else {
-            printf("%-9s %10.4f %10.4f  %10.3f\n", names[estimator], forward, backward, ratio);
+            printf("%-9s %10.4f %10.4f  %10.3f\n", quantizer_estimators[estimator], forward, backward, ratio);
         }
     }
     if (settings->json) {

@@ -27,7 +27,7 @@ static const struct argp_option options[] = {
     {"batch", BATCH, "N", 0, "Sequences of a batch (the preset's)", 0},
     {"sequence-length", SEQUENCE_LENGTH, "N", 0, "Tokens of a sequence (the preset's)", 0},
     {"decide-every", EVERY, "K", 0, "Steps between decisions, for the share (100)", 0},
-    {"policy", POLICY, "NAME", 0, "zones or rate-distortion (default)", 0},
+    {"policy", POLICY, "zones|rate-distortion", 0, "How widths are chosen (rate-distortion)", 0},
     {"state-bits", STATE_BITS, "B", 0, "The cap, in bits per state value (5.0)", 0},
     {"threads", THREADS, "N", 0, "Threads (all processors)", 0},
     {"repeats", REPEATS, "N", 0, "Timed steps of each kind (11)", 0},
@@ -166,7 +166,7 @@ static enum app_status time_factors(const struct bench *bench, struct result *re
         const int64_t scratch = 4 * (parameter->rows + bench->settings->threads * parameter->cols);
         result->scratch = scratch > result->scratch ? scratch : result->scratch;
         if (stq_score_factors(&tensor, parameter->gradients, 1, (int)bench->settings->threads, &factors) != STQ_OK) {
-            return app_fail(APP_FAILED, "%s", stq_last_error());
+            return app_library_failure();
         }
     }
     *seconds = bench_seconds() - begin;

@@ -56,7 +56,7 @@ static enum app_status open_optimizer(struct gpu_bench *bench, stq_policy_kind k
         bench->tensors[i].v_bits = coded ? settings->v_bits : 0;
     }
     if (stq_adamw_create(optimizer, &config, bench->tensors, bench->list.count) != STQ_OK) {
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return app_library_failure();
     }
     return APP_OK;
 }
@@ -84,7 +84,7 @@ static enum app_status take_step(struct gpu_bench *bench, stq_adamw *optimizer, 
     GPU_CHECK(cudaEventRecord(bench->begin, 0));
     const double before = bench_seconds();
     if (stq_adamw_step(optimizer, &step, NULL) != STQ_OK) {
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return app_library_failure();
     }
     *host = bench_seconds() - before;
     GPU_CHECK(cudaEventRecord(bench->end, 0));
@@ -118,7 +118,7 @@ static enum app_status summarise(struct gpu_bench *bench, struct bench_step_time
     GPU_CHECK(cudaGetDeviceProperties(&device, 0));
     GPU_CHECK(gpu_copy_speed((size_t)1 << 30, &gigabytes));
     if (stq_adamw_memory(bench->low_bit, &result->memory) || stq_adamw_memory(bench->float32, &float32)) {
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return app_library_failure();
     }
     snprintf(result->device, sizeof(result->device), "%s", device.name);
     bench_step_compare(result, times, repeats, arrays, float32.state_bytes);

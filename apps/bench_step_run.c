@@ -55,7 +55,7 @@ static enum app_status open_optimizer(const struct bench *bench, stq_policy_kind
         bench->tensors[i].v_bits = kind == STQ_POLICY_FLOAT32 ? 32 : bits[1];
     }
     if (stq_adamw_create(optimizer, &config, bench->tensors, (size_t)settings->tensors) != STQ_OK) {
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return app_library_failure();
     }
     return APP_OK;
 }
@@ -149,7 +149,7 @@ static enum app_status take_step(struct bench *bench, stq_adamw *optimizer) {
                            .unscale = 1,
                            .norm_supplied = !settings->own_norm,
                            .gradient_norm = 1};
-    return stq_adamw_step(optimizer, &step, NULL) == STQ_OK ? APP_OK : app_fail(APP_FAILED, "%s", stq_last_error());
+    return app_check(stq_adamw_step(optimizer, &step, NULL));
 }
 
 static void copy(const struct bench *bench) {
@@ -257,7 +257,7 @@ static enum app_status put_back(const struct bench *bench, struct snapshot *snap
     }
     if (stq_adamw_restore(bench->low_bit, &snapshot->record, snapshot->tensors, tensors) ||
         stq_adamw_buffers(bench->low_bit, snapshot->buffers, snapshot->count, &snapshot->count)) {
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return app_library_failure();
     }
     copy_buffers(snapshot, 1);
     return APP_OK;

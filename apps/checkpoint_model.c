@@ -115,15 +115,13 @@ static enum app_status find_shape(struct checkpoint_model *model, const char *pa
 
 // How the weights are quantized, as the run told it (training_describe).
 static enum app_status find_qat(struct checkpoint_model *model, const char *path) {
-    const char *estimator = json_string_value(json_object_get(model->application, "qat_estimator"));
+    const int estimator = quantizer_estimator(json_string_value(json_object_get(model->application, "qat_estimator")));
     const json_t *amplitudes = json_object_get(model->application, "qat_amplitudes");
     stq_qat_config *qat = &model->qat;
     *qat = stq_qat_defaults();
     qat->bits = (uint32_t)checkpoint_model_number(model, "qat_bits", 0);
     qat->softness = checkpoint_model_number(model, "qat_softness", qat->softness);
-    qat->estimator = estimator && strcmp(estimator, "ste") == 0   ? STQ_QAT_STRAIGHT_THROUGH
-                     : estimator && strcmp(estimator, "dsq") == 0 ? STQ_QAT_SOFT
-                                                                  : STQ_QAT_STABLE;
+    qat->estimator = estimator < 0 ? STQ_QAT_STABLE : (stq_qat_estimator)estimator;
     for (size_t k = 0; k < json_array_size(amplitudes) && k < STQ_QAT_MAX_HARMONICS; k++) {
         qat->amplitudes[k] = json_number_value(json_array_get(amplitudes, k));
         qat->harmonics = (uint32_t)k + 1;
@@ -154,8 +152,6 @@ enum app_status checkpoint_model_open(const char *path, int64_t heads, struct ch
     return status;
 }
 
-static enum app_status library_failure(void) { return app_fail(APP_FAILED, "%s", stq_last_error()); }
-
 // One weight (inputs, outputs) from its codes (outputs, inputs) and steps (outputs).
 static enum app_status load_packed(const struct checkpoint_model *model, const struct parameter *weight) {
     char names[2][64];
@@ -171,7 +167,7 @@ static enum app_status load_packed(const struct checkpoint_model *model, const s
     if (!codes || !steps) {
         status = app_fail(APP_FAILED, "There is no memory for the codes of '%s'.", weight->name);
     } else if (stq_checkpoint_load_arrays(model->checkpoint, arrays, 2) != STQ_OK) {
-        status = library_failure();
+        status = app_library_failure();
     } else {
         status = quantizer_unpack(weight, steps, &model->qat, codes);
     }

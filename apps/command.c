@@ -16,7 +16,7 @@ static int print_group_help(const struct command_group *group, FILE *file) {
         fprintf(file, "  %-10s %s\n", group->entries[i].name, group->entries[i].summary);
     }
     fprintf(file, "\n  -?, --help                 Give this help list\n%s\n%s", group->options, group->details);
-    return file == stderr ? APP_USAGE : APP_OK;
+    return file == stderr ? APP_USAGE : command_report(group->name, APP_OK);
 }
 
 int command_run_group(const struct command_group *group, int argc, char **argv) {
@@ -136,7 +136,7 @@ static error_t parse_model(int key, char *argument, struct argp_state *state) {
     struct gpt2_config *overrides = &model->overrides;
     switch (key) {
     case ARGP_KEY_INIT:
-        model->preset = preset_at(0);
+        model->preset = preset_find("tiny");
         return 0;
     case 'p':
         model->preset = command_preset(state, argument);
@@ -175,8 +175,10 @@ struct gpt2_config command_model_config(const struct command_model *model, int64
 }
 
 int command_report(const char *command, enum app_status status) {
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status == APP_OK) {
+        status = app_fail(APP_FAILED, "Writing to standard output failed; is the disk full?");
+    }
     if (status != APP_OK) {
-        fflush(stdout);
         fprintf(stderr, "%s: %s\n", command, app_failure());
     }
     return (int)status;

@@ -84,7 +84,8 @@ extern const struct argp command_model_argp;
 // The preset's shape with the overrides. `vocabulary` takes the place of the preset's, unless it is 0.
 struct gpt2_config command_model_config(const struct command_model *model, int64_t vocabulary);
 
-// Prints the sentence of the last failure on standard error; returns its status as exit status.
+// Sees to it that what the command has printed was taken, which otherwise is a failure like any other. Prints the
+// sentence of the last failure on standard error; returns the status as exit status.
 int command_report(const char *command, enum app_status status);
 
 #endif

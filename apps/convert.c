@@ -23,7 +23,7 @@ struct settings {
 enum { FORMAT = 0x2000, STATE_BITS, M_BITS, V_BITS, RANKS };
 
 static const struct argp_option options[] = {
-    {"to", FORMAT, "checkpoint|float32|torch|gpt2", 0,
+    {"to", FORMAT, "checkpoint|float32|torch|gpt2|packed", 0,
      "checkpoint: a run's folder, to --resume from (default); float32: the same with float32 states; torch: one file "
      "with float32 parameters and the states of PyTorch's AdamW; gpt2: a folder of weights as Hugging Face's GPT-2 has "
      "them; packed: the low-bit weights of a run with --qat, to evaluate",
@@ -83,8 +83,6 @@ static const struct argp argp = {
         "  stquant convert run weights.safetensors --to torch\n"
         "  stquant convert run gpt2 --to gpt2\n"};
 
-static enum app_status fail(void) { return app_fail(APP_FAILED, "%s", stq_last_error()); }
-
 // ---- Arrays ----
 
 struct arrays {
@@ -119,7 +117,7 @@ static enum app_status read_arrays(const stq_checkpoint *checkpoint, int as_floa
                             array->name);
         }
     }
-    return stq_checkpoint_load_arrays(checkpoint, arrays->list, arrays->count) == STQ_OK ? APP_OK : fail();
+    return app_check(stq_checkpoint_load_arrays(checkpoint, arrays->list, arrays->count));
 }
 
 // ---- Checkpoints ----
@@ -235,14 +233,13 @@ static enum app_status make_optimizer(struct conversion *c, int64_t rank, stq_ad
         before += count;
     }
     stq_status status = stq_adamw_create(optimizer, &c->config, slices, c->info.tensor_count);
-    const int usage = status == STQ_CAP_TOO_SMALL || status == STQ_INVALID_ARGUMENT;
     if (status == STQ_OK) {
         bool changed = false;
         status = stq_checkpoint_load_optimizer(c->checkpoint, *optimizer, &changed);
         c->changed |= changed;
     }
     free(slices);
-    return status == STQ_OK ? APP_OK : app_fail(usage ? APP_USAGE : APP_FAILED, "%s", stq_last_error());
+    return app_check_asked(status);
 }
 
 static enum app_status save_part(struct conversion *c, stq_saver *saver, int64_t rank, const stq_adamw *optimizer) {
@@ -274,7 +271,7 @@ static enum app_status save_part(struct conversion *c, stq_saver *saver, int64_t
         c->published = result.published;
     }
     free(mine);
-    return status == STQ_OK ? APP_OK : fail();
+    return app_check(status);
 }
 
 static enum app_status write_part(struct conversion *c, int64_t rank) {
@@ -287,7 +284,7 @@ static enum app_status write_part(struct conversion *c, int64_t rank) {
                                .run = c->run};
     enum app_status status = make_optimizer(c, rank, &optimizer);
     if (status == APP_OK) {
-        status = stq_saver_open(&saver, &config) == STQ_OK ? APP_OK : fail();
+        status = app_check(stq_saver_open(&saver, &config));
         if (status == APP_OK) {
             status = save_part(c, saver, rank, optimizer);
             stq_saver_close(saver);
@@ -297,27 +294,8 @@ static enum app_status write_part(struct conversion *c, int64_t rank) {
     return status;
 }
 
-// A later checkpoint in the folder would be taken for the newest.
-static enum app_status refuse_later(const struct conversion *c) {
-    char path[4096];
-    stq_checkpoint *later;
-    stq_checkpoint_info info;
-    if (access(c->settings->to, F_OK) != 0 ||
-        stq_checkpoint_find(c->settings->to, INT64_MAX, path, sizeof(path)) != STQ_OK ||
-        stq_checkpoint_open(&later, path) != STQ_OK) {
-        return APP_OK;
-    }
-    stq_checkpoint_describe(later, &info);
-    const int64_t step = info.step;
-    stq_checkpoint_close(later);
-    return step <= c->info.step
-               ? APP_OK
-               : app_fail(APP_USAGE, "%s holds a checkpoint of a later step, %lld; give another folder.",
-                          c->settings->to, (long long)step);
-}
-
 static enum app_status write_checkpoint(struct conversion *c) {
-    enum app_status status = refuse_later(c);
+    enum app_status status = save_refuse_later(c->settings->to, c->info.step);
     if (status == APP_OK) {
         status = read_arrays(c->checkpoint, 0, &c->arrays);
     }
@@ -399,7 +377,7 @@ static enum app_status add_tensor(struct torch_file *file, const stq_checkpoint 
             return no_memory(saved.tensor.name);
         }
         if (stq_checkpoint_read_state(checkpoint, index, (stq_state)state, values) != STQ_OK) {
-            return fail();
+            return app_library_failure();
         }
     }
     float *step = add_state(file, &saved, NULL, "step", 1);
@@ -431,7 +409,7 @@ static enum app_status write_torch(struct conversion *c) {
     static const char *const metadata[][2] = {{"format", "pt"}};
     if (status == APP_OK &&
         stq_safetensors_write(c->settings->to, file.arrays.list, file.arrays.count, metadata, 1) != STQ_OK) {
-        status = fail();
+        status = app_library_failure();
     }
     for (size_t i = 0; i < file.name_count; i++) {
         free(file.names[i]); // NOLINT(clang-analyzer-core.NullDereference): without names the count is 0
@@ -478,7 +456,7 @@ static enum app_status write_weights(const char *folder, const struct parameter_
                                     parameter->dimensions == 1 ? shape + 1 : shape, parameter->values);
     }
     if (status == APP_OK && stq_safetensors_write(path, arrays, (size_t)set->count, metadata, 1) != STQ_OK) {
-        status = fail();
+        status = app_library_failure();
     }
     free(arrays);
     free(names);

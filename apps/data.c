@@ -162,9 +162,6 @@ static enum app_status show(const struct settings *settings) {
                path, (long long)file.count, file.token_bytes, (long long)file.vocabulary, (long long)file.documents,
                file.documents == 1 ? "" : "s");
     }
-    if (status == APP_OK && (fflush(stdout) != 0 || ferror(stdout))) {
-        status = app_fail(APP_FAILED, "Writing to standard output failed; is the disk full?");
-    }
     token_file_close(&file);
     return status;
 }

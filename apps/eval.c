@@ -160,8 +160,8 @@ static void close_data(struct data *data) {
     image_data_release(&data->images);
 }
 
-static enum app_status report(const struct settings *settings, const struct checkpoint_model *model,
-                              const struct data *data, double loss, double top1) {
+static void print(const struct settings *settings, const struct checkpoint_model *model, const struct data *data,
+                  double loss, double top1) {
     if (settings->json) {
         json_t *object =
             json_pack("{s:s, s:I, s:o, s:o, s:s}", "checkpoint", model->info.path, "step", (json_int_t)model->info.step,
@@ -181,7 +181,6 @@ static enum app_status report(const struct settings *settings, const struct chec
             printf("top-1       %.2f %%\n", 100 * top1);
         }
     }
-    return fflush(stdout) == 0 ? APP_OK : app_fail(APP_FAILED, "Writing to standard output failed; is the disk full?");
 }
 
 static enum app_status evaluate(struct settings *settings) {
@@ -205,7 +204,7 @@ static enum app_status evaluate(struct settings *settings) {
         status = loop_validate(model, data.source, &alone, &loss, &top1);
     }
     if (status == APP_OK) {
-        status = report(settings, &checkpoint, &data, loss, top1);
+        print(settings, &checkpoint, &data, loss, top1);
     }
     if (model) {
         model->operations->destroy(model);

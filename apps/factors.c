@@ -100,8 +100,7 @@ static void print_names(const char *head, const json_t *names, double value) {
     printf(": %.4f nats\n", value);
 }
 
-static enum app_status report(const struct settings *settings, const stq_selection *s, size_t samples,
-                              const double *held_out) {
+static void print(const struct settings *settings, const stq_selection *s, size_t samples, const double *held_out) {
     json_t *selected = list_names(0, s->order, settings->k), *best = list_names(s->best, NULL, 0);
     json_t *result = json_pack("{s:O, s:f, s:O, s:f, s:f, s:f, s:I, s:I}", "selected", selected, "value", s->value,
                                "best", best, "best_value", s->best_value, "gamma", s->gamma, "bound", s->bound,
@@ -126,11 +125,6 @@ static enum app_status report(const struct settings *settings, const stq_selecti
     json_decref(result);
     json_decref(selected);
     json_decref(best);
-    return fflush(stdout) == 0 ? APP_OK : app_fail(APP_FAILED, "Writing to standard output failed; is the disk full?");
-}
-
-static enum app_status translate(stq_status status) {
-    return status == STQ_OK ? APP_OK : app_fail(APP_FAILED, "%s", stq_last_error());
 }
 
 static enum app_status read_traces(const struct settings *settings, const char *const *paths, int count,
@@ -154,15 +148,17 @@ static enum app_status run(const struct settings *settings, struct trace_samples
         return status;
     }
     stq_selection selection;
-    status = translate(stq_select_factors(&selection, samples->factors, samples->target, samples->count, TRACE_FACTORS,
+    status = app_check(stq_select_factors(&selection, samples->factors, samples->target, samples->count, TRACE_FACTORS,
                                           (size_t)settings->k));
     double value;
     if (status == APP_OK && settings->held_out_count) {
-        status = translate(stq_factor_value(&value, selection.selected, held_out->factors, held_out->target,
+        status = app_check(stq_factor_value(&value, selection.selected, held_out->factors, held_out->target,
                                             held_out->count, TRACE_FACTORS));
     }
-    return status == APP_OK ? report(settings, &selection, samples->count, settings->held_out_count ? &value : NULL)
-                            : status;
+    if (status == APP_OK) {
+        print(settings, &selection, samples->count, settings->held_out_count ? &value : NULL);
+    }
+    return status;
 }
 
 int command_factors(int argc, char **argv) {

@@ -67,16 +67,14 @@ struct row {
     double snr[2]; // dB; NaN where there is no noise or nothing
 };
 
-static enum app_status fail(void) { return app_fail(APP_FAILED, "%s", stq_last_error()); }
-
 static enum app_status read_row(const stq_checkpoint *checkpoint, size_t index, struct row *row) {
     if (stq_checkpoint_tensor_info(checkpoint, index, &row->tensor) != STQ_OK) {
-        return fail();
+        return app_library_failure();
     }
     for (int state = 0; state < 2; state++) {
         double signal, noise;
         if (stq_checkpoint_noise(checkpoint, index, (stq_state)state, &signal, &noise) != STQ_OK) {
-            return fail();
+            return app_library_failure();
         }
         row->snr[state] = signal > 0 && noise > 0 ? 10 * log10(signal / noise) : NAN;
     }
@@ -212,7 +210,7 @@ static enum app_status digest(const stq_checkpoint *checkpoint, json_t *object) 
     char text[24];
     uint64_t value;
     if (stq_checkpoint_digest(checkpoint, &value) != STQ_OK) {
-        return fail();
+        return app_library_failure();
     }
     snprintf(text, sizeof(text), "%016" PRIx64, value);
     if (object) {
@@ -227,7 +225,7 @@ static enum app_status verify(const stq_checkpoint *checkpoint, json_t *object) 
     stq_checkpoint_info info;
     stq_checkpoint_describe(checkpoint, &info);
     if (stq_checkpoint_verify(checkpoint) != STQ_OK) {
-        return fail();
+        return app_library_failure();
     }
     if (object) {
         json_object_set_new(object, "verified", json_true());
@@ -258,9 +256,6 @@ static enum app_status inspect(const struct settings *settings) {
     if (status == APP_OK && object) {
         json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
         printf("\n");
-    }
-    if (status == APP_OK && fflush(stdout) != 0) {
-        status = app_fail(APP_FAILED, "Writing to standard output failed; is the disk full?");
     }
     json_decref(object);
     stq_checkpoint_close(checkpoint);

@@ -38,7 +38,7 @@ int main(int argc, char **argv) {
     argp_err_exit_status = APP_USAGE;
     if (argc > 1 && (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0)) {
         printf("stquant %s\n", stq_version());
-        return 0;
+        return command_report("stquant", APP_OK);
     }
     return command_run_group(&group, argc, argv);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "checkpoint_model.h"
+#include "train/save.h"
 
 // The arrays of a packed checkpoint; names and codes are owned.
 struct packing {
@@ -13,8 +14,6 @@ struct packing {
     char (*names)[64];
     uint8_t **codes; // null for tensors that stay as they are
 };
-
-static enum app_status fail(void) { return app_fail(APP_FAILED, "%s", stq_last_error()); }
 
 static enum app_status no_memory(const char *path) {
     return app_fail(APP_FAILED, "There is no memory for the parameters of %s.", path);
@@ -82,9 +81,10 @@ static enum app_status save(const struct packing *packing, const char *folder) {
                           .arrays = packing->arrays,
                           .array_count = (size_t)packing->set.count,
                           .application = text};
-    enum app_status status = stq_saver_open(&saver, &config) == STQ_OK ? APP_OK : fail();
+    enum app_status status = app_check(stq_saver_open(&saver, &config));
     if (status == APP_OK) {
-        status = stq_saver_save(saver, &job) == STQ_OK && stq_saver_wait(saver, NULL) == STQ_OK ? APP_OK : fail();
+        status = app_check(stq_saver_save(saver, &job));
+        status = status == APP_OK ? app_check(stq_saver_wait(saver, NULL)) : status;
         stq_saver_close(saver);
     }
     free(text);
@@ -101,6 +101,26 @@ static void release(struct packing *packing) {
     parameters_release(&packing->set);
 }
 
+// Packed weights must not take the place of a checkpoint of the same step that a run can go on from.
+static enum app_status refuse_target(const char *to, int64_t step) {
+    stq_checkpoint *there;
+    enum app_status status = save_refuse_later(to, step);
+    if (status != APP_OK || saved_step(to) < step || resume_open(to, INT64_MAX, &there) != APP_OK) {
+        return status;
+    }
+    json_t *application = checkpoint_application(there);
+    if (!json_object_get(application, "packed")) {
+        status =
+            app_fail(APP_USAGE,
+                     "%s holds a checkpoint of step %lld that training can go on from, which the packed weights would "
+                     "replace; give another folder.",
+                     to, (long long)step);
+    }
+    json_decref(application);
+    stq_checkpoint_close(there);
+    return status;
+}
+
 enum app_status packed_write(const char *from, const char *to) {
     struct checkpoint_model model;
     enum app_status status = checkpoint_model_open(from, 0, &model);
@@ -111,6 +131,9 @@ enum app_status packed_write(const char *from, const char *to) {
     if (!model.qat.bits || model.is_packed) {
         status = app_fail(APP_USAGE, "%s %s; --to packed takes a checkpoint of `stquant train --qat`.", from,
                           model.is_packed ? "is packed already" : "has no quantized weights");
+    }
+    if (status == APP_OK) {
+        status = refuse_target(to, model.info.step);
     }
     if (status == APP_OK) {
         status = load(&packing);

@@ -179,9 +179,6 @@ static enum app_status plan(struct settings *settings) {
     if (status == APP_OK) {
         int64_t activations = gpt2_activation_bytes(&config, settings->batch, settings->sequence_length);
         (settings->json ? print_json : print_table)(settings, &config, &set, activations, states);
-        if (fflush(stdout) != 0) {
-            status = app_fail(APP_FAILED, "Writing the plan failed; is the disk full?");
-        }
     }
     parameters_release(&set);
     return status;

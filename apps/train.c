@@ -91,14 +91,12 @@ static void print_head(const struct training *training, const struct demand *dem
 
 // What the log and the checkpoints tell of quantization-aware training; checkpoint_model.c reads it.
 static void describe_qat(const struct train_options *options, json_t *run) {
-    static const char *const estimators[] = {
-        [STQ_QAT_STRAIGHT_THROUGH] = "ste", [STQ_QAT_STABLE] = "stable", [STQ_QAT_SOFT] = "dsq"};
     const stq_qat_config *qat = &options->qat;
     if (!qat->bits) {
         return;
     }
     json_object_set_new(run, "qat_bits", json_integer(qat->bits));
-    json_object_set_new(run, "qat_estimator", json_string(estimators[qat->estimator]));
+    json_object_set_new(run, "qat_estimator", json_string(quantizer_estimators[qat->estimator]));
     json_object_set_new(run, "qat_step_rate", json_real(options->qat_step_rate));
     if (qat->estimator == STQ_QAT_STABLE) {
         json_t *amplitudes = json_array();
@@ -338,9 +336,6 @@ static enum app_status train(struct training *training, int *signal_number) {
         }
     }
     status = status == APP_OK ? saved : status;
-    if (fflush(stdout) != 0 && status == APP_OK && !outcome.signal) { // after a signal nobody is waited for
-        status = app_fail(APP_FAILED, "Writing to standard output failed; is the disk full?");
-    }
     *signal_number = outcome.signal;
     free(outcome.sample);
     return status;
@@ -368,7 +363,8 @@ int training_run(struct training *training, const char *command) {
         training->model->operations->destroy(training->model);
     }
     matmul_release();
-    int reported = command_report(command, status);
+    // After a signal nobody is waited for who does not take what was printed.
+    int reported = signal_number && status == APP_OK ? 0 : command_report(command, status);
     // Everything is on the disk: a rank that hangs must not keep the others from leaving.
     if (signal_number && training->ranks.count > 1) {
         alarm(SECONDS_TO_LEAVE);

@@ -101,8 +101,8 @@ static const struct argp_option option_list[] = {
      "Compute with the weights of attention and MLP rounded to 1 to 8 bits, with a learned step for each output; the "
      "optimizer keeps training the weights behind them. Usually from a float32 run, by --init",
      HELP_QUANTIZATION},
-    {"qat-estimator", QAT_ESTIMATOR, "NAME", 0,
-     "How gradients pass the rounding: stable (default), ste (straight through) or dsq", HELP_QUANTIZATION},
+    {"qat-estimator", QAT_ESTIMATOR, "stable|ste|dsq", 0,
+     "How gradients pass the rounding (stable); ste is straight through", HELP_QUANTIZATION},
     {"qat-amplitude", QAT_AMPLITUDE, "A,...", 0,
      "stable: amplitudes of the harmonics (0.21); one alone must be below 0.2251", HELP_QUANTIZATION},
     {"qat-softness", QAT_SOFTNESS, "X", 0, "dsq: between 0 and 1, smaller is steeper (0.2)", HELP_QUANTIZATION},
@@ -200,17 +200,14 @@ static void parse_amplitudes(stq_qat_config *qat, const char *argument, const st
 }
 
 static error_t parse_qat(int key, char *argument, struct argp_state *state) {
-    static const char *const estimators[] = {"ste", "stable", "dsq"};
     struct train_options *options = state->input;
     switch (key) {
     case QAT:
         options->qat.bits = (uint32_t)command_integer(state, "qat", argument, 1, 8);
         return 0;
     case QAT_ESTIMATOR:
-        options->qat_estimator = command_choice(state, "qat-estimator", argument, estimators, 3);
-        options->qat.estimator = strcmp(argument, "ste") == 0   ? STQ_QAT_STRAIGHT_THROUGH
-                                 : strcmp(argument, "dsq") == 0 ? STQ_QAT_SOFT
-                                                                : STQ_QAT_STABLE;
+        command_choice(state, "qat-estimator", argument, quantizer_estimators, QUANTIZER_ESTIMATORS);
+        options->qat.estimator = (stq_qat_estimator)quantizer_estimator(argument);
         break;
     case QAT_AMPLITUDE:
         parse_amplitudes(&options->qat, argument, state);

@@ -29,10 +29,9 @@ struct train_options {
     struct width_rules widths; // --bits-for and the patterns of --shared-v
     int shared_v;              // 1: second moments may be shared
 
-    stq_qat_config qat;        // of --qat and its estimator; bits 0 without
-    double qat_step_rate;      // learning rate of the steps, as a share
-    const char *qat_estimator; // null where not given
-    int qat_details;           // options were given that need --qat
+    stq_qat_config qat;   // of --qat and its estimator; bits 0 without
+    double qat_step_rate; // learning rate of the steps, as a share
+    int qat_details;      // options were given that need --qat
 
     int64_t seed;
     int64_t threads;             // 0 = all

@@ -41,6 +41,9 @@ int64_t report_last_step(const struct report *report);
 // Indices of the tensors with low-bit states at some decision, in `list` (tensor_count); returns how many.
 int64_t report_coded_tensors(const struct run_log *log, int64_t *list);
 
+// What a zone is called on the page.
+const char *report_zone_name(enum run_zone zone);
+
 // A tensor's name without what says nothing ("h.3.mlp.c_fc.weight": "3 · mlp in"), into `text`, which is returned.
 const char *report_short_name(const struct run_tensor *tensor, int with_block, char text[96]);
 

@@ -112,7 +112,7 @@ static uint8_t second_width_of(const json_t *object) {
 }
 
 static struct run_entry entry_of(const json_t *object) {
-    static const char *const keys[RUN_FACTORS] = {"n", "r", "m_error", "v_error", "m_rms", "v_rms"};
+    static const char *const keys[RUN_FACTORS] = {"n", "r", "m_rms", "v_rms"};
     struct run_entry entry = {.bits = {width_of(object, "m_bits"), second_width_of(object)}, .zone = zone_of(object)};
     for (int i = 0; i < RUN_FACTORS; i++) {
         entry.factors[i] = (float)number_of(object, keys[i]);
@@ -200,8 +200,6 @@ static void read_run(struct run_log *log, const json_t *run) {
     log->optimizer = string_of(run, "optimizer");
     log->parameters = number_of(run, "parameters");
     log->state_bits = number_of(run, "state_bits");
-    log->planned_steps = (int64_t)json_integer_value(json_object_get(run, "steps"));
-    log->layers = (int64_t)json_integer_value(json_object_get(json_object_get(run, "shape"), "layers"));
 }
 
 // One line. Lines that are JSON objects but tell of no step are nothing to complain of.
@@ -310,7 +308,7 @@ static enum app_status arrange(struct reader *reader) {
         return out_of_memory(log);
     }
     for (int64_t i = 0; i < count; i++) {
-        log->entries[i] = (struct run_entry){.factors = {NAN, NAN, NAN, NAN, NAN, NAN}};
+        log->entries[i] = (struct run_entry){.factors = {NAN, NAN, NAN, NAN}};
     }
     for (int64_t i = 0; i < reader->loose_count; i++) {
         const struct loose_entry *loose = &reader->loose[i];
@@ -382,8 +380,7 @@ enum app_status run_log_read(const char *path, struct run_log *log) {
 
 int run_log_has_widths(const struct run_log *log) {
     for (int64_t i = 0; i < log->decision_count * log->tensor_count; i++) {
-        const uint8_t *bits = log->entries[i].bits;
-        if ((bits[0] >= 1 && bits[0] <= 8) || (bits[1] >= 1 && bits[1] <= 8)) {
+        if (run_entry_is_coded(&log->entries[i])) {
             return 1;
         }
     }

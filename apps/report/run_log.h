@@ -26,7 +26,7 @@ enum { WIDTH_UNKNOWN = 0, WIDTH_FLOAT32 = 32, WIDTH_SHARED = 1 };
 enum run_zone { ZONE_EXEMPT, ZONE_CRITICAL, ZONE_MAGNITUDE, ZONE_STRUCTURAL, ZONE_REDUNDANT, RUN_ZONES };
 
 // Further numbers that a log may have for each tensor at a decision; NaN where it has not.
-enum run_factor { FACTOR_N, FACTOR_R, FACTOR_M_ERROR, FACTOR_V_ERROR, FACTOR_M_RMS, FACTOR_V_RMS, RUN_FACTORS };
+enum run_factor { FACTOR_N, FACTOR_R, FACTOR_M_RMS, FACTOR_V_RMS, RUN_FACTORS };
 
 // One tensor at one decision.
 struct run_entry {
@@ -52,8 +52,6 @@ struct run_log {
     char *model, *preset, *optimizer; // owned; null where the log does not tell
     double parameters;                // NaN where the log does not tell and it cannot be computed
     double state_bits;                // the cap; NaN for none
-    int64_t planned_steps;            // 0 where unknown
-    int64_t layers;                   // 0 where unknown
 
     int64_t step_count, step_capacity;
     int64_t *steps;               // (step_count), rising
@@ -81,6 +79,11 @@ enum app_status run_log_read(const char *path, struct run_log *log);
 // The entry of a tensor at a decision.
 static inline const struct run_entry *run_log_entry(const struct run_log *log, int64_t decision, int64_t tensor) {
     return &log->entries[decision * log->tensor_count + tensor];
+}
+
+// True when one of the moments is a low-bit one.
+static inline int run_entry_is_coded(const struct run_entry *entry) {
+    return (entry->bits[0] >= 1 && entry->bits[0] <= 8) || (entry->bits[1] >= 1 && entry->bits[1] <= 8);
 }
 
 // True when some tensor has low-bit states at some decision.

@@ -37,13 +37,12 @@ static void width_history(const struct run_log *log, int64_t tensor, int state, 
 }
 
 static void tensor_row(struct page *page, const struct run_log *log, int64_t tensor) {
-    static const char *const zones[RUN_ZONES] = {"exempt", "critical", "magnitude-dominant", "structural", "redundant"};
     const struct run_entry *last = run_log_entry(log, log->decision_count - 1, tensor);
     double means[2];
     int64_t changes[2];
     page_add(page, "<tr><th scope=\"row\">");
     page_text(page, log->tensors[tensor].name);
-    page_add(page, "</th><td>%s</td>", zones[last->zone]);
+    page_add(page, "</th><td>%s</td>", report_zone_name(last->zone));
     for (int factor = FACTOR_N; factor <= FACTOR_R; factor++) {
         page_add(page,
                  isfinite(last->factors[factor]) ? "<td class=\"number\">%.3g</td>"

@@ -15,8 +15,7 @@ int64_t report_coded_tensors(const struct run_log *log, int64_t *list) {
     for (int64_t tensor = 0; tensor < log->tensor_count; tensor++) {
         int coded = 0;
         for (int64_t d = 0; d < log->decision_count && !coded; d++) {
-            const uint8_t *bits = run_log_entry(log, d, tensor)->bits;
-            coded = (bits[0] >= 1 && bits[0] <= 8) || (bits[1] >= 1 && bits[1] <= 8);
+            coded = run_entry_is_coded(run_log_entry(log, d, tensor));
         }
         if (coded) {
             list[count++] = tensor;

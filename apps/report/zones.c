@@ -77,9 +77,13 @@ static double boundary(const struct run_log *log, int64_t decision, const int64_
     return below > 0 && isfinite(above) ? sqrt(below * above) : NAN;
 }
 
+const char *report_zone_name(enum run_zone zone) {
+    static const char *const names[RUN_ZONES] = {"exempt", "critical", "magnitude-dominant", "structural", "redundant"};
+    return names[zone];
+}
+
 static void draw_point(const struct panel *panel, const struct run_log *log, int64_t decision, int64_t tensor,
                        const struct kinds *kinds) {
-    static const char *const zones[RUN_ZONES] = {"exempt", "critical", "magnitude-dominant", "structural", "redundant"};
     const struct run_entry *entry = run_log_entry(log, decision, tensor);
     const double n = entry->factors[FACTOR_N], r = entry->factors[FACTOR_R];
     if (!(n > 0 && r > 0)) {
@@ -88,7 +92,7 @@ static void draw_point(const struct panel *panel, const struct run_log *log, int
     page_add(panel->page, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" class=\"k%d\"><title>", scale_place(&panel->x, r),
              scale_place(&panel->y, n), kind_of(kinds, &log->tensors[tensor]));
     page_text(panel->page, log->tensors[tensor].name);
-    page_add(panel->page, ": n %.3g, r %.3g, %s; m %d, v %d bits</title></circle>", n, r, zones[entry->zone],
+    page_add(panel->page, ": n %.3g, r %.3g, %s; m %d, v %d bits</title></circle>", n, r, report_zone_name(entry->zone),
              entry->bits[0], entry->bits[1]);
 }
 

@@ -80,7 +80,7 @@ static enum app_status gather_ids(const struct device *device, const struct rank
     if (error != cudaSuccess) {
         return cuda_failed(error);
     }
-    return gathered == STQ_OK ? APP_OK : app_fail(APP_FAILED, "%s", stq_last_error());
+    return app_check(gathered);
 }
 
 static enum app_status check_ids(const struct device *device, const struct ranks *ranks, const uint8_t *ids) {
@@ -109,7 +109,7 @@ static enum app_status join(struct device *device, const struct ranks *ranks, do
     }
     free(ids);
     if (status == APP_OK && stq_comm_create_nccl_over(&device->comm, ranks->comm, device->stream, timeout) != STQ_OK) {
-        status = app_fail(APP_FAILED, "%s", stq_last_error());
+        status = app_library_failure();
     }
     return status;
 }
@@ -215,7 +215,7 @@ enum app_status device_fetch(struct device *device) {
     const struct parameter_set *set = device->set;
     // With several ranks a wait for the stream alone would have no end where one of them is dead.
     if (device->comm && stq_comm_finish(device->comm, "the parameters") != STQ_OK) {
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return app_library_failure();
     }
     GPU_CHECK(cudaMemcpyAsync(set->values, device->values, buffer_bytes(set), cudaMemcpyDeviceToHost, device->stream));
     GPU_CHECK(cudaStreamSynchronize(device->stream));

@@ -107,12 +107,8 @@ static enum app_status bind(struct gpt2 *gpt2) {
     for (int layer = 0; layer < gpt2->config.layers; layer++) {
         gpt2->blocks[layer] = transformer_bind(set, FIRST_BLOCK + layer * BLOCK_TENSORS);
     }
-    const struct parameter *gain = &set->list[FIRST_BLOCK + gpt2->config.layers * BLOCK_TENSORS], *bias = gain + 1;
-    gpt2->last_norm = (struct layer_norm){.gain = gain->values,
-                                          .bias = bias->values,
-                                          .gain_gradient = gain->gradients,
-                                          .bias_gradient = bias->gradients,
-                                          .width = gpt2->config.width};
+    const struct parameter *gain = &set->list[FIRST_BLOCK + gpt2->config.layers * BLOCK_TENSORS];
+    gpt2->last_norm = transformer_bind_norm(gain, gain + 1);
     struct quantizer *quantizer = &gpt2->base.quantizer;
     for (int layer = 0; layer < gpt2->config.layers && quantizer->layers; layer++) {
         transformer_quantize(&gpt2->blocks[layer], quantizer->layers + 4 * layer);

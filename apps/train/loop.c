@@ -138,6 +138,11 @@ enum app_status loop_validate(struct model *model, struct batch_source *data, co
     return status;
 }
 
+// Tokens or images of a step, over all ranks.
+static double step_items(const struct loop *loop) {
+    return (double)(loop->data->items * loop->settings.accumulation * loop->ranks->count);
+}
+
 static double mean_bits(const struct loop *loop, const struct step *step) {
     return 4 * step->state_bytes / (double)loop->model->parameters.elements;
 }
@@ -146,15 +151,14 @@ static enum app_status log_step(const struct loop *loop, const struct step *step
     if (!loop->log) {
         return APP_OK;
     }
-    double items = (double)(loop->data->items * loop->settings.accumulation * loop->ranks->count);
     char speed_key[32];
     snprintf(speed_key, sizeof(speed_key), "%s_per_s", loop->data->unit);
     json_t *line =
         json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:o}", "step", (json_int_t)step->number, "train_loss",
                   log_number(step->train_loss), "learning_rate", log_number(step->learning_rate), "gradient_norm",
-                  log_number(step->result.gradient_norm), speed_key, log_number(items / step->seconds), "state_bytes",
-                  (json_int_t)step->state_bytes, "peak_state_bytes", (json_int_t)step->peak_state_bytes, "mean_bits",
-                  log_number(mean_bits(loop, step)));
+                  log_number(step->result.gradient_norm), speed_key, log_number(step_items(loop) / step->seconds),
+                  "state_bytes", (json_int_t)step->state_bytes, "peak_state_bytes", (json_int_t)step->peak_state_bytes,
+                  "mean_bits", log_number(mean_bits(loop, step)));
     if (loop->ranks->count > 1) {
         json_object_set_new(line, "ranks", json_integer(loop->ranks->count));
         json_object_set_new(line, "state_bytes_per_rank",
@@ -182,14 +186,13 @@ static enum app_status log_step(const struct loop *loop, const struct step *step
 }
 
 static enum app_status write_events(const struct loop *loop, const struct step *step) {
-    const double items = (double)(loop->data->items * loop->settings.accumulation * loop->ranks->count);
     const struct tensorboard_step shown = {.step = step->number,
                                            .train_loss = step->train_loss,
                                            .validation_loss = step->validation_loss,
                                            .validation_top1 = step->validation_top1,
                                            .learning_rate = step->learning_rate,
                                            .gradient_norm = step->result.gradient_norm,
-                                           .per_second = items / step->seconds,
+                                           .per_second = step_items(loop) / step->seconds,
                                            .unit = loop->data->unit,
                                            .state_bytes = step->state_bytes,
                                            .peak_bytes = step->peak_state_bytes,
@@ -199,12 +202,11 @@ static enum app_status write_events(const struct loop *loop, const struct step *
 }
 
 static void show_step(struct run *run, const struct step *step) {
-    double items = (double)(run->loop->data->items * run->loop->settings.accumulation * run->loop->ranks->count);
     struct progress_state state = {.step = step->number,
                                    .train_loss = step->train_loss,
                                    .validation_loss = step->validation_loss,
                                    .validation_top1 = step->validation_top1,
-                                   .per_second = items / step->seconds,
+                                   .per_second = step_items(run->loop) / step->seconds,
                                    .unit = run->loop->data->unit,
                                    .state_bytes = (int64_t)step->state_bytes,
                                    .bits = mean_bits(run->loop, step)};
@@ -310,8 +312,7 @@ static void finish(struct run *run, struct loop_outcome *outcome) {
     outcome->skipped = stq_adamw_skipped_count(loop->optimizer->adamw);
     outcome->step_ms = median_ms(run->step_seconds, run->recorded);
     outcome->optimizer_ms = median_ms(run->optimizer_seconds, run->recorded);
-    outcome->per_second =
-        1e3 * (double)(loop->data->items * loop->settings.accumulation * loop->ranks->count) / outcome->step_ms;
+    outcome->per_second = 1e3 * step_items(loop) / outcome->step_ms;
 }
 
 enum app_status loop_run(struct loop *loop, struct loop_outcome *outcome) {

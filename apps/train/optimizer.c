@@ -45,15 +45,6 @@ static enum app_status describe(const struct optimizer_settings *settings, const
     return status;
 }
 
-// The library's sentence; its status decides whose fault it was.
-static enum app_status translate(stq_status status) {
-    if (status == STQ_OK) {
-        return APP_OK;
-    }
-    int usage = status == STQ_CAP_TOO_SMALL || status == STQ_INVALID_ARGUMENT;
-    return app_fail(usage ? APP_USAGE : APP_FAILED, "%s", stq_last_error());
-}
-
 // The group of steps exists only where there are steps; they are the last tensors.
 static size_t count_groups(const struct parameter_set *parameters) {
     return parameters->count > 0 && parameters->list[parameters->count - 1].is_steps ? GROUPS : STEPS;
@@ -82,8 +73,8 @@ static enum app_status create_sharded(struct optimizer *optimizer, const stq_ada
         offsets[i] = parameters->list[i].offset;
     }
     stq_flat flat = {.offsets = offsets, .length = parameters->padded};
-    enum app_status status =
-        translate(stq_sharded_create(&optimizer->sharded, comm, config, tensors, (size_t)parameters->count, &flat));
+    enum app_status status = app_check_asked(
+        stq_sharded_create(&optimizer->sharded, comm, config, tensors, (size_t)parameters->count, &flat));
     if (status == APP_OK) {
         optimizer->adamw = stq_sharded_optimizer(optimizer->sharded);
     }
@@ -113,11 +104,11 @@ static enum app_status create(struct optimizer *optimizer, const stq_adamw_confi
     void *stream = optimizer->device ? optimizer->device->stream : NULL;
     if (comm) {
         enum app_status status = create_sharded(optimizer, config, tensors, comm);
-        return status == APP_OK ? translate(stq_sharded_set_stream(optimizer->sharded, stream)) : status;
+        return status == APP_OK ? app_check_asked(stq_sharded_set_stream(optimizer->sharded, stream)) : status;
     }
     enum app_status status =
-        translate(stq_adamw_create(&optimizer->adamw, config, tensors, (size_t)optimizer->tensors));
-    return status == APP_OK ? translate(stq_adamw_set_stream(optimizer->adamw, stream)) : status;
+        app_check_asked(stq_adamw_create(&optimizer->adamw, config, tensors, (size_t)optimizer->tensors));
+    return status == APP_OK ? app_check_asked(stq_adamw_set_stream(optimizer->adamw, stream)) : status;
 }
 
 enum app_status optimizer_create(struct optimizer *optimizer, const struct optimizer_settings *settings,
@@ -168,7 +159,7 @@ void optimizer_gradients_ready(struct optimizer *optimizer, int first, int count
     const struct parameter *last = &optimizer->parameters->list[first + count - 1];
     int64_t length = last->offset + last->rows * last->cols - begin->offset;
     optimizer->begun =
-        translate(stq_sharded_start(optimizer->sharded, optimizer->parameters->gradients, begin->offset, length));
+        app_check_asked(stq_sharded_start(optimizer->sharded, optimizer->parameters->gradients, begin->offset, length));
 }
 
 static enum app_status step_sharded(struct optimizer *optimizer, stq_step_result *result) {
@@ -177,9 +168,9 @@ static enum app_status step_sharded(struct optimizer *optimizer, stq_step_result
     if (optimizer->begun != APP_OK) {
         return optimizer->begun;
     }
-    return translate(stq_sharded_step(optimizer->sharded, device ? device->values : parameters->values,
-                                      device ? device->gradients : parameters->gradients, optimizer->settings.clip,
-                                      result));
+    return app_check_asked(stq_sharded_step(optimizer->sharded, device ? device->values : parameters->values,
+                                            device ? device->gradients : parameters->gradients,
+                                            optimizer->settings.clip, result));
 }
 
 static enum app_status step_whole(struct optimizer *optimizer, stq_step_result *result) {
@@ -189,14 +180,14 @@ static enum app_status step_whole(struct optimizer *optimizer, stq_step_result *
                      .unscale = 1,
                      .max_gradient_norm = optimizer->settings.clip,
                      .stream = optimizer->device ? optimizer->device->stream : NULL};
-    return translate(stq_adamw_step(optimizer->adamw, &step, result));
+    return app_check_asked(stq_adamw_step(optimizer->adamw, &step, result));
 }
 
 enum app_status optimizer_step(struct optimizer *optimizer, double learning_rate, stq_step_result *result) {
     stq_adamw_group groups[GROUPS];
     fill_groups(&optimizer->settings, learning_rate, groups);
     for (size_t i = 0; i < count_groups(optimizer->parameters); i++) {
-        enum app_status status = translate(stq_adamw_set_group(optimizer->adamw, i, &groups[i]));
+        enum app_status status = app_check_asked(stq_adamw_set_group(optimizer->adamw, i, &groups[i]));
         if (status != APP_OK) {
             return status;
         }
@@ -225,7 +216,7 @@ enum app_status optimizer_plan(const struct optimizer_settings *settings, const 
     if (status != APP_OK) {
         return status;
     }
-    status = translate(stq_adamw_plan(&config, tensors, (size_t)parameters->count, memory));
+    status = app_check_asked(stq_adamw_plan(&config, tensors, (size_t)parameters->count, memory));
     free(tensors);
     return status;
 }

@@ -61,7 +61,7 @@ enum app_status parameters_allocate(struct parameter_set *set, uint64_t seed) {
     return APP_OK;
 }
 
-struct parameter *parameters_find(struct parameter_set *set, const char *name) {
+struct parameter *parameters_find(const struct parameter_set *set, const char *name) {
     for (int i = 0; i < set->count; i++) {
         if (strcmp(set->list[i].name, name) == 0) {
             return &set->list[i];

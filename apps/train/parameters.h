@@ -30,8 +30,7 @@ struct parameter_set {
     float *gradients; // owned
 };
 
-// Appends a tensor. `format` and the index make the name ("h.%d.attn.c_attn.weight", 3). Returns the
-// tensor's index, or -1 without memory. Only before parameters_allocate.
+// Appends a tensor. Returns its index, or -1 without memory. Only before parameters_allocate.
 int parameters_add(struct parameter_set *set, const char *name, int64_t rows, int64_t cols, int dimensions,
                    double deviation, float initial);
 
@@ -40,7 +39,7 @@ int parameters_add(struct parameter_set *set, const char *name, int64_t rows, in
 enum app_status parameters_allocate(struct parameter_set *set, uint64_t seed);
 
 // The tensor of that name, or null.
-struct parameter *parameters_find(struct parameter_set *set, const char *name);
+struct parameter *parameters_find(const struct parameter_set *set, const char *name);
 
 // Sets every gradient to zero.
 void parameters_clear_gradients(struct parameter_set *set);

@@ -5,32 +5,26 @@
 
 static const struct preset presets[] = {
     {.name = "tiny",
-     .purpose = "for demonstrations: learns to write in a minute and a half on two cores",
      .gpt2 = {.layers = 4, .width = 128, .heads = 4, .context = 128, .vocabulary = 256},
      .sequence_length = 128,
      .train = {.steps = 1500, .batch = 16, .warmup = 50, .learning_rate = 5.6e-3, .weight_decay = 0.1, .beta2 = 0.99}},
     {.name = "small",
-     .purpose = "for experiments: a quarter of an hour on two cores",
      .gpt2 = {.layers = 6, .width = 256, .heads = 4, .context = 256, .vocabulary = 256},
      .sequence_length = 256,
      .train = {.steps = 3000, .batch = 8, .warmup = 100, .learning_rate = 1e-3, .weight_decay = 0.1, .beta2 = 0.99}},
     {.name = "124m",
-     .purpose = "GPT-2",
      .gpt2 = {.layers = 12, .width = 768, .heads = 12, .context = 1024, .vocabulary = 50257},
      .sequence_length = 1024,
      .train = {.steps = 10000, .batch = 8, .warmup = 500, .learning_rate = 6e-4, .weight_decay = 0.1, .beta2 = 0.95}},
     {.name = "355m",
-     .purpose = "GPT-2 medium",
      .gpt2 = {.layers = 24, .width = 1024, .heads = 16, .context = 1024, .vocabulary = 50257},
      .sequence_length = 1024,
      .train = {.steps = 10000, .batch = 8, .warmup = 500, .learning_rate = 3e-4, .weight_decay = 0.1, .beta2 = 0.95}},
     {.name = "774m",
-     .purpose = "GPT-2 large",
      .gpt2 = {.layers = 36, .width = 1280, .heads = 20, .context = 1024, .vocabulary = 50257},
      .sequence_length = 1024,
      .train = {.steps = 10000, .batch = 8, .warmup = 500, .learning_rate = 2.5e-4, .weight_decay = 0.1, .beta2 = 0.95}},
     {.name = "1.5b",
-     .purpose = "GPT-2 XL",
      .gpt2 = {.layers = 48, .width = 1600, .heads = 25, .context = 1024, .vocabulary = 50257},
      .sequence_length = 1024,
      .train = {.steps = 10000, .batch = 8, .warmup = 500, .learning_rate = 2e-4, .weight_decay = 0.1, .beta2 = 0.95}},
@@ -46,8 +40,6 @@ const struct preset *preset_find(const char *name) {
     }
     return NULL;
 }
-
-const struct preset *preset_at(int index) { return index >= 0 && index < COUNT ? &presets[index] : NULL; }
 
 const char *preset_names(void) {
     static char names[128];

@@ -15,7 +15,6 @@ struct train_preset {
 
 struct preset {
     const char *name;
-    const char *purpose; // one line for the help text
     struct gpt2_config gpt2;
     int64_t sequence_length;
     struct train_preset train;
@@ -32,9 +31,6 @@ const struct vit_preset *vit_preset_find(const char *name);
 
 // The preset of that name, or null.
 const struct preset *preset_find(const char *name);
-
-// Preset number `index`, from 0; null after the last one.
-const struct preset *preset_at(int index);
 
 // "tiny, small, 124m, ...".
 const char *preset_names(void);

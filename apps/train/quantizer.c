@@ -10,9 +10,19 @@ enum { BLOCK_LAYERS = 4 };
 // Side of the squares in which matrices are transposed: 16 floats are a cache line.
 enum { TILE = 16 };
 
-enum app_status quantizer_check(const stq_qat_config *config) {
-    return stq_qat_check(config, 1) == STQ_OK ? APP_OK : app_fail(APP_USAGE, "%s", stq_last_error());
+const char *const quantizer_estimators[QUANTIZER_ESTIMATORS] = {
+    [STQ_QAT_STRAIGHT_THROUGH] = "ste", [STQ_QAT_STABLE] = "stable", [STQ_QAT_SOFT] = "dsq"};
+
+int quantizer_estimator(const char *name) {
+    for (int i = 0; name && i < QUANTIZER_ESTIMATORS; i++) {
+        if (strcmp(quantizer_estimators[i], name) == 0) {
+            return i;
+        }
+    }
+    return -1;
 }
+
+enum app_status quantizer_check(const stq_qat_config *config) { return app_check_asked(stq_qat_check(config, 1)); }
 
 int quantizer_applies(const struct parameter *parameter) {
     return parameter->dimensions == 2 && strncmp(parameter->name, "h.", 2) == 0;
@@ -86,10 +96,6 @@ static void transpose(const float *in, float *out, int64_t rows, int64_t columns
     }
 }
 
-static enum app_status translate(stq_status status) {
-    return status == STQ_OK ? APP_OK : app_fail(APP_FAILED, "%s", stq_last_error());
-}
-
 enum app_status quantizer_bind(struct quantizer *quantizer, const struct parameter_set *set) {
     int weights = 0, steps = set->count - quantizer->count;
     for (int i = 0; i < set->count && weights < quantizer->count; i++) {
@@ -112,7 +118,7 @@ enum app_status quantizer_start(const struct quantizer *quantizer) {
         status = stq_qat_initial_steps(layer->steps->values, &quantizer->config, quantizer->weight_rows, STQ_FLOAT32,
                                        outputs, inputs);
     }
-    return translate(status);
+    return app_check(status);
 }
 
 // values (inputs, outputs) = the quantized weight; `rows` is scratch of its size. `values` may be the weight.
@@ -131,7 +137,7 @@ enum app_status quantizer_refresh(const struct quantizer *quantizer) {
         const struct quantized_linear *layer = &quantizer->layers[i];
         status = quantize(layer->weight, layer->steps, &quantizer->config, quantizer->weight_rows, layer->values);
     }
-    return translate(status);
+    return app_check(status);
 }
 
 void quantizer_backward(const struct quantized_linear *layer) {
@@ -151,18 +157,13 @@ void quantizer_backward(const struct quantized_linear *layer) {
 enum app_status quantizer_status(struct quantizer *quantizer) {
     stq_status status = quantizer->status;
     quantizer->status = STQ_OK;
-    return translate(status);
+    return app_check(status);
 }
 
 static const struct parameter *find_steps(const struct parameter_set *set, const struct parameter *weight) {
     char name[64];
     quantizer_name(weight->name, ".steps", name);
-    for (int i = set->count - 1; i >= 0; i--) {
-        if (strcmp(set->list[i].name, name) == 0) {
-            return &set->list[i];
-        }
-    }
-    return NULL;
+    return parameters_find(set, name);
 }
 
 // Scratch for one matrix; app_fail's sentence where there is none.
@@ -182,7 +183,7 @@ enum app_status quantizer_round(const struct parameter_set *set, const stq_qat_c
             continue;
         }
         float *rows = scratch_for(weight);
-        status = rows ? translate(quantize(weight, steps, config, rows, weight->values)) : APP_FAILED;
+        status = rows ? app_check(quantize(weight, steps, config, rows, weight->values)) : APP_FAILED;
         free(rows);
     }
     return status;
@@ -196,7 +197,7 @@ enum app_status quantizer_pack(const struct parameter *weight, const struct para
         return APP_FAILED;
     }
     transpose(weight->values, rows, inputs, outputs, 0);
-    enum app_status status = translate(stq_qat_pack(codes, config, rows, steps->values, STQ_FLOAT32, outputs, inputs));
+    enum app_status status = app_check(stq_qat_pack(codes, config, rows, steps->values, STQ_FLOAT32, outputs, inputs));
     free(rows);
     return status;
 }
@@ -208,7 +209,7 @@ enum app_status quantizer_unpack(const struct parameter *weight, const float *st
     if (!rows) {
         return APP_FAILED;
     }
-    enum app_status status = translate(stq_qat_unpack(rows, config, codes, steps, outputs, inputs));
+    enum app_status status = app_check(stq_qat_unpack(rows, config, codes, steps, outputs, inputs));
     transpose(rows, weight->values, outputs, inputs, 0);
     free(rows);
     return status;

@@ -30,6 +30,13 @@ struct quantizer {
     stq_status status;                  // of the backward passes since quantizer_status was asked
 };
 
+// What the estimators are called, by their numbers (stq_qat_estimator).
+enum { QUANTIZER_ESTIMATORS = 3 };
+extern const char *const quantizer_estimators[QUANTIZER_ESTIMATORS];
+
+// The estimator of that name; -1 where there is none, or no name (null).
+int quantizer_estimator(const char *name);
+
 // Refuses what makes no quantizer, in a sentence.
 enum app_status quantizer_check(const stq_qat_config *config);
 

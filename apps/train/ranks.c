@@ -17,7 +17,7 @@ enum app_status ranks_open(struct ranks *ranks, double timeout) {
         return APP_OK;
     }
     if (stq_comm_create_mpi(&ranks->comm, timeout) != STQ_OK) {
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return app_library_failure();
     }
     ranks->rank = stq_comm_rank(ranks->comm);
     ranks->count = stq_comm_ranks(ranks->comm);
@@ -87,7 +87,7 @@ enum app_status ranks_sum(const struct ranks *ranks, double *numbers, int count,
         return APP_OK;
     }
     if (stq_comm_all_reduce(ranks->comm, numbers, count, STQ_COMM_FLOAT64, STQ_COMM_SUM, what) != STQ_OK) {
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return app_library_failure();
     }
     return APP_OK;
 }

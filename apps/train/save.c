@@ -13,42 +13,45 @@ enum { SECONDS_FOR_OTHERS = 15 };
 struct saving {
     struct save_settings settings;
     stq_saver *saver;
-    int due;              // a checkpoint waits for the one before
-    int running;          // one is being written
-    int64_t last;         // step of the last one begun
-    char *application;    // JSON, made once
-    stq_array *arrays;    // of this rank
-    int arrays_allocated; // capacity
+    int due;           // a checkpoint waits for the one before
+    int running;       // one is being written
+    int64_t last;      // step of the last one begun
+    char *application; // JSON, made once
+    stq_array *arrays; // of this rank
     char warning[700];
 };
 
-// The library's sentence.
-static enum app_status library_failure(stq_status status) {
-    return app_fail(status == STQ_INVALID_ARGUMENT ? APP_USAGE : APP_FAILED, "%s", stq_last_error());
+int64_t saved_step(const char *folder) {
+    char path[PATH_MAX];
+    struct stat status;
+    stq_checkpoint *checkpoint;
+    if (stat(folder, &status) != 0 || stq_checkpoint_find(folder, INT64_MAX, path, sizeof(path)) != STQ_OK ||
+        stq_checkpoint_open(&checkpoint, path) != STQ_OK) {
+        return -1;
+    }
+    stq_checkpoint_info info;
+    stq_checkpoint_describe(checkpoint, &info);
+    stq_checkpoint_close(checkpoint);
+    return info.step;
+}
+
+enum app_status save_refuse_later(const char *folder, int64_t step) {
+    const int64_t later = saved_step(folder);
+    return later <= step ? APP_OK
+                         : app_fail(APP_USAGE, "%s holds a checkpoint of a later step, %lld; give another folder.",
+                                    folder, (long long)later);
 }
 
 // Later checkpoints in the folder would be taken for this run's when it is resumed.
 static enum app_status refuse_later(const struct save_settings *settings) {
-    char path[PATH_MAX];
-    struct stat folder;
-    stq_checkpoint *checkpoint;
-    if (settings->rank != 0 || settings->accept_later || stat(settings->folder, &folder) != 0 ||
-        stq_checkpoint_find(settings->folder, INT64_MAX, path, sizeof(path)) != STQ_OK) {
-        return APP_OK;
-    }
-    stq_checkpoint_info info = {0};
-    if (stq_checkpoint_open(&checkpoint, path) == STQ_OK) {
-        stq_checkpoint_describe(checkpoint, &info);
-        info.path = NULL;
-        stq_checkpoint_close(checkpoint);
-    }
-    if (info.step <= settings->first_step) {
+    const int64_t step = settings->rank != 0 || settings->accept_later ? -1 : saved_step(settings->folder);
+    if (step <= settings->first_step) {
         return APP_OK;
     }
     return app_fail(APP_USAGE,
                     "%s holds a checkpoint of step %lld already; go on from it with --resume %s, or give another "
                     "folder with --checkpoint.",
-                    settings->folder, (long long)info.step, settings->folder);
+                    settings->folder, (long long)step, settings->folder);
 }
 
 enum app_status saving_open(const struct save_settings *settings, struct saving **result) {
@@ -69,10 +72,10 @@ enum app_status saving_open(const struct save_settings *settings, struct saving 
                                .rank = (uint32_t)settings->rank,
                                .ranks = (uint32_t)settings->ranks,
                                .run = settings->run};
-    stq_status opened = stq_saver_open(&saving->saver, &config);
-    if (opened != STQ_OK) {
+    status = app_check(stq_saver_open(&saving->saver, &config));
+    if (status != APP_OK) {
         free(saving);
-        return app_fail(APP_FAILED, "%s", stq_last_error());
+        return status;
     }
     *result = saving;
     return APP_OK;
@@ -228,14 +231,14 @@ enum app_status resume_open(const char *path, int64_t below, stq_checkpoint **ch
     *checkpoint = NULL;
     if (below != INT64_MAX) {
         if (stq_checkpoint_find(path, below, found, sizeof(found)) != STQ_OK) {
-            return app_fail(APP_FAILED, "%s", stq_last_error());
+            return app_library_failure();
         }
         path = found;
     } else if (stat(path, &folder) != 0) {
         return app_fail(APP_USAGE, "There is no checkpoint %s.", path);
     }
     stq_status status = stq_checkpoint_open(checkpoint, path);
-    return status == STQ_OK ? APP_OK : app_fail(APP_FAILED, "%s", stq_last_error());
+    return app_check(status);
 }
 
 static stq_status load_arrays(const stq_checkpoint *checkpoint, const struct parameter_set *set, const char *prefix) {
@@ -259,8 +262,7 @@ static stq_status load_arrays(const stq_checkpoint *checkpoint, const struct par
 
 enum app_status load_parameters(const stq_checkpoint *checkpoint, const struct parameter_set *parameters,
                                 const char *prefix) {
-    stq_status status = load_arrays(checkpoint, parameters, prefix);
-    return status == STQ_OK ? APP_OK : library_failure(status);
+    return app_check_asked(load_arrays(checkpoint, parameters, prefix));
 }
 
 enum app_status resume_load(const stq_checkpoint *checkpoint, const struct parameter_set *parameters,
@@ -274,7 +276,7 @@ enum app_status resume_load(const stq_checkpoint *checkpoint, const struct param
     if (changed) {
         *changed = widths_changed;
     }
-    return status == STQ_OK ? APP_OK : library_failure(status);
+    return app_check_asked(status);
 }
 
 json_t *checkpoint_application(const stq_checkpoint *checkpoint) {

@@ -45,6 +45,12 @@ void saving_close(struct saving *saving);
 
 // ---- Going on ----
 
+// The step of the newest checkpoint in a run's folder; -1 where there is none that can be opened.
+int64_t saved_step(const char *folder);
+
+// Refuses a folder in which a checkpoint of a later step than `step` would be taken for the newest.
+enum app_status save_refuse_later(const char *folder, int64_t step);
+
 // A checkpoint to go on from; close it with stq_checkpoint_close. `path` is a run's folder, a checkpoint's folder or a
 // file. `below`: only checkpoints of earlier steps count where `path` is a run's folder; INT64_MAX for any.
 enum app_status resume_open(const char *path, int64_t below, stq_checkpoint **checkpoint);

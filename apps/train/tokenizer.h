@@ -50,7 +50,7 @@ int32_t tokenizer_end(const struct tokenizer *tokenizer);
 // `token` lies in the vocabulary.
 const uint8_t *tokenizer_bytes(const struct tokenizer *tokenizer, int32_t token, size_t *count);
 
-// A growing list of tokens. Zero-initialise it; tokenizer_release_list frees it.
+// A growing list of tokens. Zero-initialise it; token_list_release frees it.
 struct token_list {
     int32_t *tokens;
     int64_t count, capacity;

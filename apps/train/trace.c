@@ -104,10 +104,6 @@ enum app_status trace_close(struct trace *trace) {
     return status;
 }
 
-static enum app_status translate(stq_status status) {
-    return status == STQ_OK ? APP_OK : app_fail(APP_FAILED, "%s", stq_last_error());
-}
-
 // ---- Shadows ----
 
 static enum app_status begin_shadows(struct trace *trace, const struct optimizer *optimizer) {
@@ -119,7 +115,7 @@ static enum app_status begin_shadows(struct trace *trace, const struct optimizer
         for (int state = 0; state < 2; state++) {
             for (int k = 0; k < probe->blocks; k++) {
                 enum app_status status =
-                    translate(stq_adamw_read_state(optimizer->adamw, (size_t)i, (stq_state)state,
+                    app_check(stq_adamw_read_state(optimizer->adamw, (size_t)i, (stq_state)state,
                                                    probe->exact[state] + k * STQ_BLOCK, probe->first[k], STQ_BLOCK));
                 if (status != APP_OK) {
                     return status;
@@ -149,7 +145,7 @@ static enum app_status round_values(struct trace *trace, float *values, int bloc
     }
     stq_random random = {.seed = 0x7472616365u, .step = (uint64_t)step, .tensor = (uint32_t)(tensor * WIDTHS + bits)};
     stq_status status = stq_encode(&planes, state, values, count, &random);
-    return translate(status == STQ_OK ? stq_decode(values, &planes, state, count) : status);
+    return app_check(status == STQ_OK ? stq_decode(values, &planes, state, count) : status);
 }
 
 static float sampled_gradient(const struct optimizer *optimizer, int tensor, const struct probe *probe, int i) {
@@ -272,7 +268,7 @@ static enum app_status add_ratios(json_t *object, const struct optimizer *optimi
         return no_memory();
     }
     enum app_status status =
-        translate(stq_adamw_read_state(optimizer->adamw, (size_t)tensor, STQ_SECOND_MOMENT, v, 0, rows * cols));
+        app_check(stq_adamw_read_state(optimizer->adamw, (size_t)tensor, STQ_SECOND_MOMENT, v, 0, rows * cols));
     if (status == APP_OK) {
         json_object_set_new(object, "row_ratio", log_number(line_ratio(v, rows, cols, cols, 1)));
         json_object_set_new(object, "column_ratio", log_number(line_ratio(v, cols, 1, rows, cols)));
@@ -294,7 +290,7 @@ static json_t *describe_factors(const struct optimizer *optimizer, int tensor, c
 static enum app_status describe_tensor(const struct trace *trace, const struct optimizer *optimizer, int i,
                                        json_t *list) {
     stq_tensor_info info;
-    enum app_status status = translate(stq_adamw_tensor(optimizer->adamw, (size_t)i, &info));
+    enum app_status status = app_check(stq_adamw_tensor(optimizer->adamw, (size_t)i, &info));
     if (status != APP_OK || info.zone == STQ_ZONE_EXEMPT) {
         return status;
     }

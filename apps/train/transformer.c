@@ -55,7 +55,7 @@ int transformer_add_parameters(struct parameter_set *set, const char *prefix, in
     return first;
 }
 
-static struct linear bind_linear(const struct parameter *weight, const struct parameter *bias) {
+struct linear transformer_bind_linear(const struct parameter *weight, const struct parameter *bias) {
     return (struct linear){.weight = weight->values,
                            .bias = bias->values,
                            .weight_gradient = weight->gradients,
@@ -64,7 +64,7 @@ static struct linear bind_linear(const struct parameter *weight, const struct pa
                            .outputs = weight->cols};
 }
 
-static struct layer_norm bind_norm(const struct parameter *gain, const struct parameter *bias) {
+struct layer_norm transformer_bind_norm(const struct parameter *gain, const struct parameter *bias) {
     return (struct layer_norm){.gain = gain->values,
                                .bias = bias->values,
                                .gain_gradient = gain->gradients,
@@ -75,12 +75,12 @@ static struct layer_norm bind_norm(const struct parameter *gain, const struct pa
 struct transformer_block transformer_bind(const struct parameter_set *set, int first) {
     const struct parameter *tensors = set->list + first;
     return (struct transformer_block){
-        .norm_1 = bind_norm(&tensors[NORM_1_GAIN], &tensors[NORM_1_BIAS]),
-        .attention_in = bind_linear(&tensors[ATTENTION_IN_WEIGHT], &tensors[ATTENTION_IN_BIAS]),
-        .attention_out = bind_linear(&tensors[ATTENTION_OUT_WEIGHT], &tensors[ATTENTION_OUT_BIAS]),
-        .norm_2 = bind_norm(&tensors[NORM_2_GAIN], &tensors[NORM_2_BIAS]),
-        .mlp_in = bind_linear(&tensors[MLP_IN_WEIGHT], &tensors[MLP_IN_BIAS]),
-        .mlp_out = bind_linear(&tensors[MLP_OUT_WEIGHT], &tensors[MLP_OUT_BIAS])};
+        .norm_1 = transformer_bind_norm(&tensors[NORM_1_GAIN], &tensors[NORM_1_BIAS]),
+        .attention_in = transformer_bind_linear(&tensors[ATTENTION_IN_WEIGHT], &tensors[ATTENTION_IN_BIAS]),
+        .attention_out = transformer_bind_linear(&tensors[ATTENTION_OUT_WEIGHT], &tensors[ATTENTION_OUT_BIAS]),
+        .norm_2 = transformer_bind_norm(&tensors[NORM_2_GAIN], &tensors[NORM_2_BIAS]),
+        .mlp_in = transformer_bind_linear(&tensors[MLP_IN_WEIGHT], &tensors[MLP_IN_BIAS]),
+        .mlp_out = transformer_bind_linear(&tensors[MLP_OUT_WEIGHT], &tensors[MLP_OUT_BIAS])};
 }
 
 static void quantize_linear(struct linear *linear, const struct quantized_linear *layer) {

@@ -54,6 +54,10 @@ int transformer_add_parameters(struct parameter_set *set, const char *prefix, in
 // The layers of the block whose first tensor is list[first], once the parameters are allocated.
 struct transformer_block transformer_bind(const struct parameter_set *set, int first);
 
+// Layers over these tensors, once the parameters are allocated.
+struct linear transformer_bind_linear(const struct parameter *weight, const struct parameter *bias);
+struct layer_norm transformer_bind_norm(const struct parameter *gain, const struct parameter *bias);
+
 // Makes the block compute with the fake-quantized weights of four layers, in the order of the block's tensors.
 void transformer_quantize(struct transformer_block *block, const struct quantized_linear layers[4]);
 

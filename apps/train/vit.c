@@ -149,30 +149,17 @@ int64_t vit_activation_bytes(const struct vit_config *config, int64_t images) {
     return counting.arena.used;
 }
 
-static struct linear bind_linear(const struct parameter *weight, const struct parameter *bias) {
-    return (struct linear){.weight = weight->values,
-                           .bias = bias->values,
-                           .weight_gradient = weight->gradients,
-                           .bias_gradient = bias->gradients,
-                           .inputs = weight->rows,
-                           .outputs = weight->cols};
-}
-
 static enum app_status bind(struct vit *vit) {
     const struct parameter_set *set = &vit->base.parameters;
     const struct parameter *behind = &set->list[FIRST_BLOCK + vit->config.layers * BLOCK_TENSORS];
-    vit->patch_layer = bind_linear(&set->list[PATCH_WEIGHT], &set->list[PATCH_BIAS]);
+    vit->patch_layer = transformer_bind_linear(&set->list[PATCH_WEIGHT], &set->list[PATCH_BIAS]);
     vit->class_token = &set->list[CLASS_TOKEN];
     vit->positions = &set->list[POSITIONS];
     for (int layer = 0; layer < vit->config.layers; layer++) {
         vit->blocks[layer] = transformer_bind(set, FIRST_BLOCK + layer * BLOCK_TENSORS);
     }
-    vit->last_norm = (struct layer_norm){.gain = behind[LAST_GAIN].values,
-                                         .bias = behind[LAST_BIAS].values,
-                                         .gain_gradient = behind[LAST_GAIN].gradients,
-                                         .bias_gradient = behind[LAST_BIAS].gradients,
-                                         .width = vit->config.width};
-    vit->head = bind_linear(&behind[HEAD_WEIGHT], &behind[HEAD_BIAS]);
+    vit->last_norm = transformer_bind_norm(&behind[LAST_GAIN], &behind[LAST_BIAS]);
+    vit->head = transformer_bind_linear(&behind[HEAD_WEIGHT], &behind[HEAD_BIAS]);
     struct quantizer *quantizer = &vit->base.quantizer;
     for (int layer = 0; layer < vit->config.layers && quantizer->layers; layer++) {
         transformer_quantize(&vit->blocks[layer], quantizer->layers + 4 * layer);

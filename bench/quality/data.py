@@ -10,7 +10,7 @@ import torch
 HELD_OUT = 1_000_000  # the last tokens of the text are for validation
 HELD_OUT_IMAGES = 5_000
 PADDING = 2  # pixels around an image, for random crops
-TEXTS = ("enwiki", "wikitext-valid", "wikitext-test")
+TEXTS = ("enwiki", "wikitext-test")
 IMAGES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 

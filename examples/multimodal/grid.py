@@ -1,15 +1,20 @@
 """Which runs there are, which are due next, and the CSV files they end up in."""
 
-import csv
 import os
+import pathlib
+import sys
 
 import training
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "bench"))
+from runs import Rows  # noqa: E402
 
 FIELDS = (
     "date,device,preset,task,states,seed,learning_rate,metric,score,image_to_text,text_to_image,train_loss,mean_bits,peak_bits,"
     "image_m_bits,image_v_bits,image_gradient,text_m_bits,text_v_bits,text_gradient,parameters,steps,batch,skipped_steps,step_ms"
 ).split(",")
 WIDTH_FIELDS = "preset,task,states,seed,learning_rate,tensor,elements,first_step,every,m_bits,v_bits,log10_gradient".split(",")
+KEY = ("preset", "task", "states", "seed", "learning_rate")
 BASE_TASK, BASE_STATES = "retrieval", "float32"
 MOST_RATES = 6  # of a sweep that goes on because the best rate was at its end
 
@@ -18,30 +23,15 @@ def job_of(row):
     return training.Job(row["task"], row["states"], int(row["seed"]), float(row["learning_rate"]))
 
 
-class Table:
-    """A CSV file of one preset's runs, one row a run; rows of other presets stay in it."""
+class Table(Rows):
+    """A CSV file of one preset's runs; rows of other presets stay in it. Numbers get six digits."""
 
     def __init__(self, path, preset, fields=FIELDS):
-        self.path, self.preset, self.fields, self.rows = path, preset, fields, []
-        if os.path.exists(path):
-            with open(path, newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if row["preset"] == preset]
+        super().__init__(path, fields, KEY, digits=6)
+        self.rows = [row for row in self.rows if row["preset"] == preset]
 
     def jobs(self):
         return {job_of(row) for row in self.rows}
-
-    def add(self, rows):
-        """Appends rows (dictionaries); numbers get six digits."""
-        new = not os.path.exists(self.path)
-        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, self.fields, restval="")
-            if new:
-                writer.writeheader()
-            for row in rows:
-                row = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()}
-                writer.writerow(row)
-                self.rows.append(row)
 
 
 def scores_of(rows, task, seed):

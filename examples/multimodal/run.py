@@ -127,9 +127,10 @@ class Driver:
             return  # only the weights were missing
         names = {"preset": self.options.preset, "task": job.task, "states": job.states, "seed": job.seed,
                  "learning_rate": job.rate}
-        self.table.add([{"date": datetime.date.today().isoformat(), **names, **row}])
+        self.table.add({"date": datetime.date.today().isoformat(), **names, **row})
         if job.task == "retrieval" and widths and self.plan.rate(job.task, self.table.rows) == job.rate:
-            self.widths.add([{**names, **one} for one in widths])
+            for one in widths:
+                self.widths.add({**names, **one})
         print(f"{job.task}, {job.states}, seed {job.seed}, rate {job.rate:g}: {row['metric']} {row['score']:.2f} at "
               f"{row['peak_bits']:.2f} bits, {row['step_ms']:.1f} ms a step, {time.monotonic() - worker.began:.0f} s", flush=True)
 

@@ -13,18 +13,19 @@ where the seeds do not decide.
 import argparse
 import collections
 import csv
-import math
 import os
 import pathlib
 import statistics
 import sys
 
-import towers
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import towers  # noqa: E402
+from spread import upper_bound, with_deviation  # noqa: E402
+
 TASKS = ("retrieval", "collages", "sentences")
 PARITY = 0.5
-STUDENT = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132}  # 95 % one-sided, by degrees of freedom
 
 
 def read(path, preset):
@@ -45,13 +46,6 @@ def at_best_rate(rows):
     return [row for row in rows if row["learning_rate"] == best], best
 
 
-def with_deviation(values, digits=2, sign=""):
-    if not values:
-        return ""
-    text = f"{statistics.mean(values):{sign}.{digits}f}"
-    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
 def pair(row):
     """What two runs share that are compared: the seed, and whether its data were drawn on a GPU or on a CPU."""
     return row["seed"], row["device"].startswith("NVIDIA")
@@ -66,10 +60,7 @@ def paired(rows, others):
 
 def lower_bound(differences):
     """One-sided 95 % bound of the mean; None with fewer than two differences."""
-    if len(differences) < 2:
-        return None
-    spread = statistics.stdev(differences) / math.sqrt(len(differences))
-    return statistics.mean(differences) - STUDENT.get(len(differences) - 1, 2.132) * spread
+    return -upper_bound([-value for value in differences]) if len(differences) > 1 else None
 
 
 def parity(differences):
@@ -107,9 +98,9 @@ def task_table(rows, task):
         fixed = paired(of_states, groups.get("fixed 4,4", [])) if states not in ("float32", "fixed 4,4") else []
         bound = lower_bound(other)
         peak, mean = (statistics.mean(float(row[key]) for row in of_states) for key in ("peak_bits", "mean_bits"))
-        scores = with_deviation([float(row["score"]) for row in of_states])
-        yield (f"| {states} | {len(of_states)} | {peak:.2f} | {mean:.2f} | {scores} | {with_deviation(other, sign='+')} | "
-               f"{'' if bound is None else f'{bound:+.2f}'} | {parity(other)} | {with_deviation(fixed, sign='+')} |")
+        scores = with_deviation([float(row["score"]) for row in of_states], 2)
+        yield (f"| {states} | {len(of_states)} | {peak:.2f} | {mean:.2f} | {scores} | {with_deviation(other, 2, '+')} | "
+               f"{'' if bound is None else f'{bound:+.2f}'} | {parity(other)} | {with_deviation(fixed, 2, '+')} |")
 
 
 def runs_of(rows, widths):

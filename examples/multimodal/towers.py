@@ -1,9 +1,11 @@
-"""Widths of both towers over time: a table that asks what they follow, and a picture. Needs no PyTorch."""
+"""Widths of both towers over time: a table that asks what they follow, and a picture. Needs no PyTorch; table.py calls it."""
 
 import math
 import os
 import statistics
 import subprocess
+
+from spread import with_deviation
 
 COLOURS = {"image": "#1f77b4", "text": "#d95f02"}
 DRAWN = ("zones 5.0", "rate-distortion 5.0", "zones 3.5", "rate-distortion 3.5")
@@ -83,11 +85,6 @@ def rank_correlation(one, other):
     return product / norm if norm > 0 else None
 
 
-def spread(values, digits=2):
-    text = f"{statistics.mean(values):+.{digits}f}" if values else ""
-    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
 def table(rows, runs):
     """Markdown lines: do the towers get different widths, do these follow the gradients, do they rise after the restart?
 
@@ -112,8 +109,8 @@ def table(rows, runs):
         before, after = (statistics.mean(values) for values in zip(*(run.bits_around() for run in of_states)))
         rises = [statistics.mean(values) for values in zip(*(run.rises_around() for run in of_states))]
         yield (f"| {states} | {mean['image m_bits']:.2f}, {mean['image v_bits']:.2f} | {mean['text m_bits']:.2f}, "
-               f"{mean['text v_bits']:.2f} | {spread(apart)} | {mean['image gradient']:.2e} | {mean['text gradient']:.2e} | "
-               f"{spread(correlations)} | {before:.2f}, {after:.2f} | {rises[0]:.1f}, {rises[1]:.1f} |")
+               f"{mean['text v_bits']:.2f} | {with_deviation(apart, 2, '+')} | {mean['image gradient']:.2e} | {mean['text gradient']:.2e} | "
+               f"{with_deviation(correlations, 2, '+')} | {before:.2f}, {after:.2f} | {rises[0]:.1f}, {rises[1]:.1f} |")
 
 
 def plot(path, runs):

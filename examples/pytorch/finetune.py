@@ -1,6 +1,6 @@
 """Goes on with a model that was trained with torch's AdamW, its float32 states included, under a cap; saves and resumes.
 
-    python examples/pytorch/finetune.py                     # a minute on a CPU
+    python examples/pytorch/finetune.py                     # minutes on a CPU
 
 1. trains a small GPT on Python code with torch.optim.AdamW;
 2. hands model and states to stquant.AdamW: embeddings keep 6 and 4 bits, the first block is frozen;

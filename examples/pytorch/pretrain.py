@@ -1,6 +1,6 @@
 """Trains a small GPT from scratch twice, with torch's AdamW and with stquant's, and shows loss and memory of both.
 
-    python examples/pytorch/pretrain.py                     # a minute on a CPU
+    python examples/pytorch/pretrain.py                     # minutes on a CPU
     python examples/pytorch/pretrain.py --state-bits 3.5 --steps 600
 
 The difference between the two runs is the line that makes the optimizer.

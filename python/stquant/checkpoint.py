@@ -13,103 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import struct
+import pickle
 import sys
 from typing import Any, Iterable
 
 import torch
 
-_TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}
-_NAMES = {value: key for key, value in _TYPES.items()}
+from ._safetensors import read_safetensors, replace_file, write_safetensors
+
+__all__ = ["adamw_state_dicts", "adamw_tensors", "from_torch", "read_safetensors", "to_torch", "write_safetensors"]
+
 _STATES = ("exp_avg", "exp_avg_sq", "step")
 _GROUPS = "torch.adamw.param_groups"
-_LONGEST_HEADER = 100_000_000
-
-
-# ---- safetensors ----
-
-
-def write_safetensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors under their names, under a temporary name first: an existing file is replaced by a whole one or not at all.
-
-    Raises:
-        ValueError: a type that the format has no name for. OSError: the file cannot be written.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    at = 0
-    ordered = sorted(tensors, key=lambda name: -tensors[name].element_size())  # each aligned to its own size
-    for name in ordered:
-        tensor = tensors[name]
-        if tensor.dtype not in _NAMES:
-            raise ValueError(f"'{name}' has the type {tensor.dtype}, which safetensors files do not have.")
-        end = at + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(len(text) + 8) % 64)
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in ordered:
-                data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                file.write(memoryview(data.numpy()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-
-
-def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a file; names come in the order of the header.
-
-    Raises:
-        ValueError: the file is damaged or no safetensors file; the sentence names file, tensor and offset.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        field = file.read(8)
-        length = struct.unpack("<Q", field)[0] if len(field) == 8 else size
-        if length > min(size - 8, _LONGEST_HEADER):
-            raise ValueError(f"{path} has {size} bytes, and a header of {length} by its length field at offset 0.")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"{path}: no JSON header at offset 8: {error}") from None
-        if not isinstance(header, dict):
-            raise ValueError(f"{path}: no JSON object at offset 8.")
-        metadata = header.pop("__metadata__", {})
-        return {name: _read_tensor(file, path, name, entry, 8 + length, size) for name, entry in header.items()}, metadata
-
-
-def _read_tensor(file: Any, path: Any, name: str, entry: dict[str, Any], start: int, size: int) -> torch.Tensor:
-    try:
-        dtype, shape, (begin, end) = _TYPES[entry["dtype"]], [int(extent) for extent in entry["shape"]], entry["data_offsets"]
-        count = 1
-        for extent in shape:
-            count *= extent
-        sound = min(shape, default=0) >= 0 and 0 <= begin <= end <= size - start
-        sound = sound and end - begin == count * torch.empty((), dtype=dtype).element_size()
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise ValueError(f"{path}: tensor '{name}' has no sound type, shape and offsets (in the header at offset 8).")
-    if begin == end:
-        return torch.empty(shape, dtype=dtype)
-    file.seek(start + begin)
-    data = bytearray(file.read(end - begin))
-    if len(data) != end - begin:
-        raise ValueError(f"{path}: tensor '{name}' is cut off at offset {start + begin + len(data)}.")
-    return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(shape)
-
-
-# ---- AdamW ----
 
 
 def _parameter_names(model: dict[str, torch.Tensor], optimizer: dict[str, Any], names: Iterable[str] | None) -> dict[int, str]:
@@ -153,6 +68,8 @@ def adamw_tensors(
         if "max_exp_avg_sq" in entry:
             raise ValueError("The optimizer is an AMSGrad run (max_exp_avg_sq), which has no place in this file.")
         for key in _STATES[:2]:
+            if key not in entry or "step" not in entry:
+                raise ValueError(f"The optimizer has no {', '.join(_STATES)} of '{name}': it is no torch.optim.AdamW (or Adam).")
             if entry[key].shape != model[name].shape:
                 raise ValueError(f"{key} of '{name}' has the shape {tuple(entry[key].shape)}: give the optimizer's own names.")
             tensors[f"state.{name}.{key}"] = entry[key]
@@ -163,6 +80,18 @@ def adamw_tensors(
         for group in optimizer["param_groups"]
     ]
     return tensors, {_GROUPS: json.dumps(groups)}
+
+
+def _saved_groups(text: str) -> list[dict[str, Any]] | None:
+    """The param groups in the metadata, with names for parameters; None where there are none."""
+    try:
+        groups = json.loads(text)
+        sound = groups is None or all(all(isinstance(name, str) for name in group["params"]) for group in groups)
+    except (ValueError, TypeError, KeyError):
+        sound = False
+    if not sound:
+        raise ValueError(f"The metadata '{_GROUPS}' are no list of param groups with names in 'params'.")
+    return groups
 
 
 def adamw_state_dicts(
@@ -176,7 +105,7 @@ def adamw_state_dicts(
     """
     model = {name: tensor for name, tensor in tensors.items() if not name.startswith("state.")}
     default = torch.optim.AdamW([torch.nn.Parameter(torch.empty(0))]).state_dict()["param_groups"][0]
-    saved = json.loads((metadata or {}).get(_GROUPS, "null"))
+    saved = _saved_groups((metadata or {}).get(_GROUPS, "null"))
     order = list(names) if names is not None else [name for group in saved for name in group["params"]] if saved else list(model)
     if not saved or sorted(order) != sorted(name for group in saved for name in group["params"]):
         saved = [{"params": order}]
@@ -191,7 +120,10 @@ def adamw_state_dicts(
         groups.append(known)
         for name in own:
             if f"state.{name}.exp_avg" in tensors:
-                state[index] = {key: tensors[f"state.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                missing = [key for key in _STATES if f"state.{name}.{key}" not in tensors]
+                if missing:
+                    raise ValueError(f"The file has no 'state.{name}.{missing[0]}' beside the other states of '{name}'.")
+                state[index] = {key: tensors[f"state.{name}.{key}"] for key in ("step", *_STATES[:2])}
                 state[index]["step"] = state[index]["step"].to(torch.float32)
             index += 1
     return model, {"state": state, "param_groups": groups}
@@ -199,16 +131,21 @@ def adamw_state_dicts(
 
 def from_torch(source: str | os.PathLike, target: str | os.PathLike, names: Iterable[str] | None = None) -> None:
     """Reads torch's file (a dict with ``model`` and ``optimizer``) and writes a safetensors file."""
-    saved = torch.load(source, map_location="cpu", weights_only=True)
-    if not isinstance(saved, dict) or not {"model", "optimizer"} <= saved.keys():
+    try:
+        saved = torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{source} is no file of torch.save() with nothing but tensors and plain values in it: {reason}") from error
+    parts = [saved.get(key) for key in ("model", "optimizer")] if isinstance(saved, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or not {"state", "param_groups"} <= parts[1].keys():
         raise ValueError(f"{source} is no dict with 'model' and 'optimizer', the state dicts of a model and its AdamW.")
     write_safetensors(target, *adamw_tensors(saved["model"], saved["optimizer"], names))
 
 
 def to_torch(source: str | os.PathLike, target: str | os.PathLike, names: Iterable[str] | None = None) -> None:
-    """Reads a safetensors file and writes torch's: a dict with ``model`` and ``optimizer``."""
+    """Reads a safetensors file and writes torch's: a dict with ``model`` and ``optimizer``, whole or not at all."""
     model, optimizer = adamw_state_dicts(*read_safetensors(source), names)
-    torch.save({"model": model, "optimizer": optimizer}, target)
+    replace_file(target, lambda file: torch.save({"model": model, "optimizer": optimizer}, file))
 
 
 def main(arguments: list[str] | None = None) -> int:

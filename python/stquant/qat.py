@@ -13,13 +13,12 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-import pathlib
-import struct
 from typing import Iterable, Iterator, Sequence
 
 import torch
 from torch.nn.utils import parametrize
 
+from ._safetensors import read_safetensors, write_safetensors
 from ._fake_quantize import FakeQuantize, Quantization, initial_steps, pack, unpack
 
 __all__ = ["Quantization", "export", "load", "parameter_groups", "prepare", "steps"]
@@ -112,13 +111,6 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float = 0.01, step_ra
 
 # ---- Files ----
 
-_TYPES = {
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.uint8: "U8",
-    torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL",
-}
-_DTYPES = {name: dtype for dtype, name in _TYPES.items()}
-
-
 def _plain_name(name: str) -> str:
     """The name that a parameter has without parametrization."""
     return name.replace(".parametrizations.", ".").removeprefix("parametrizations.").removesuffix(".original")
@@ -149,39 +141,6 @@ def _collect(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str,
     return arrays, described
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
-
-
-def _write(path: pathlib.Path, arrays: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, widest elements first so that every array is aligned; visible once it is complete."""
-    header: dict[str, object] = {"__metadata__": metadata}
-    order = sorted(arrays, key=lambda name: (-arrays[name].element_size(), name))
-    position = 0
-    for name in order:
-        tensor = arrays[name]
-        if tensor.dtype not in _TYPES:
-            raise TypeError(f"{name} has the type {tensor.dtype}, which the file cannot hold.")
-        end = position + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in order:
-                if arrays[name].numel():
-                    file.write(_bytes(arrays[name]))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def export(model: torch.nn.Module, path: str | os.PathLike) -> None:
     """Writes a prepared model as one safetensors file: NAME.codes (bits of the weights, packed) and NAME.steps for each
     quantized weight, everything else under its own name. docs/qat.md describes the codes. ValueError if nothing is
@@ -189,40 +148,32 @@ def export(model: torch.nn.Module, path: str | os.PathLike) -> None:
     arrays, described = _collect(model)
     if not described:
         raise ValueError("The model has no quantized weights; stquant.qat.prepare makes them.")
-    _write(pathlib.Path(path), arrays, {"format": "pt", _METADATA: json.dumps(described)})
+    ordered = {name: arrays[name] for name in sorted(arrays)}
+    write_safetensors(path, ordered, {_METADATA: json.dumps(described)}, align=8)
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    content = path.read_bytes()
+def _described(path: str | os.PathLike, text: str) -> dict[str, tuple[int, int, int, int]]:
+    """What the metadata tell of each quantized weight: bits, group, rows and columns."""
     try:
-        (length,) = struct.unpack_from("<Q", content)
-        header = json.loads(content[8 : 8 + length])
-        metadata = header.pop("__metadata__", {})
-        arrays = {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end <= len(content) - 8 - length:
-                raise ValueError(f"the array {name} lies outside the file")
-            dtype = _DTYPES[entry["dtype"]]
-            raw = torch.frombuffer(bytearray(content[8 + length + begin : 8 + length + end]), dtype=dtype) if end > begin \
-                else torch.empty(0, dtype=dtype)
-            arrays[name] = raw.reshape(entry["shape"])
-    except (struct.error, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is no safetensors file that can be read: {error}.") from error
-    return arrays, metadata
+        entries = json.loads(text)
+        found = {weight: (entry["bits"], entry["group"], *entry["shape"]) for weight, entry in entries.items()}
+        sound = all(len(numbers) == 4 and all(type(number) is int for number in numbers) for numbers in found.values())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path}: the metadata '{_METADATA}' do not tell bits, group and shape of each weight.")
+    return found
 
 
 def load(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """What export() wrote, as a state dictionary of the model before prepare(): quantized weights as float32, with the
     values that the prepared model computed with. ValueError if the file is something else or damaged."""
-    arrays, metadata = _read(pathlib.Path(path))
+    arrays, metadata = read_safetensors(path)
     if _METADATA not in metadata:
         raise ValueError(f"{path} was not written by stquant.qat.export.")
-    for weight, entry in json.loads(metadata[_METADATA]).items():
-        names = _stem(weight) + ".codes", _stem(weight) + ".steps"
-        if not all(name in arrays for name in names):
-            raise ValueError(f"{path} lacks codes or steps of {weight}.")
-        codes, scales = (arrays.pop(name) for name in names)
-        settings = Quantization(bits=entry["bits"], estimator="ste", group=entry["group"])
-        arrays[weight] = unpack(codes, scales, settings, *entry["shape"])
+    for weight, (bits, group, rows, cols) in _described(path, metadata[_METADATA]).items():
+        codes, scales = (arrays.pop(_stem(weight) + end, None) for end in (".codes", ".steps"))
+        if codes is None or scales is None or codes.dtype != torch.uint8 or not scales.is_floating_point():
+            raise ValueError(f"{path} lacks codes (U8) or steps (floats) of {weight}.")
+        arrays[weight] = unpack(codes, scales, Quantization(bits=bits, estimator="ste", group=group), rows, cols)
     return arrays

@@ -1,13 +1,16 @@
 """torch's own files and safetensors files, both ways, and through the command where it is built."""
 
+import json
 import os
+import struct
 import subprocess
+import threading
 
 import common
 import pytest
 import torch
 
-from stquant import checkpoint
+from stquant import _safetensors, checkpoint
 
 COMMAND = os.environ.get("STQUANT_COMMAND")
 
@@ -95,7 +98,7 @@ def test_through_the_command(tmp_path):
 def test_types_and_shapes(tmp_path):
     path = tmp_path / "all.safetensors"
     generator = common.seeded(1)
-    tensors = {f"t.{dtype}": (torch.randn(3, 5, generator=generator) * 50).to(dtype) for dtype in checkpoint._NAMES}
+    tensors = {f"t.{dtype}": (torch.randn(3, 5, generator=generator) * 50).to(dtype) for dtype in _safetensors.NAMES}
     tensors.update(scalar=torch.tensor(2.5), empty=torch.empty(0, 4), turned=torch.randn(4, 3, generator=generator).T)
     checkpoint.write_safetensors(path, tensors, {"from": "a test"})
     found, metadata = checkpoint.read_safetensors(path)
@@ -124,3 +127,62 @@ def test_refusals(tmp_path):
     torch.save([1], tmp_path / "list.pt")
     assert checkpoint.main(["from-torch", str(tmp_path / "list.pt"), str(path)]) == 1
     assert path.read_bytes() == whole[: len(whole) - 1]
+
+
+def one_sentence(capsys, *arguments):
+    """The command ends with status 1 and a sentence on standard error."""
+    status = checkpoint.main(list(map(str, arguments)))
+    said = capsys.readouterr().err
+    assert status == 1 and said.startswith("stquant.checkpoint: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_torch_files_of_others(tmp_path, capsys):
+    """What is no file of torch.save(), holds other objects, or the state of another optimizer."""
+    target = tmp_path / "out.safetensors"
+    text, foreign, sgd, odd = (tmp_path / name for name in ("text.pt", "foreign.pt", "sgd.pt", "odd.pt"))
+    text.write_text("hello\n")
+    torch.save({"model": {}, "optimizer": threading.Thread}, foreign)
+    network = common.small_network()
+    optimizer = torch.optim.SGD(network.parameters(), momentum=0.9)
+    common.step_with(optimizer, network, 1)
+    torch.save({"model": network.state_dict(), "optimizer": optimizer.state_dict()}, sgd)
+    torch.save({"model": [1], "optimizer": 3}, odd)
+    for source, words in ((text, "torch.save()"), (foreign, "torch.save()"), (sgd, "exp_avg"), (odd, "'model' and 'optimizer'")):
+        assert words in one_sentence(capsys, "from-torch", source, target)
+    assert not target.exists()
+
+
+def write_raw(path, header, data=bytes(4)):
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_damaged_safetensors(tmp_path, capsys):
+    path, target = tmp_path / "damaged.safetensors", tmp_path / "run.pt"
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    for header, words in (
+        ({"a": {**entry, "data_offsets": [0.0, 4.0]}}, "tensor 'a'"),
+        ({"a": 5}, "tensor 'a'"),
+        ({"__metadata__": [1], "a": entry}, "__metadata__"),
+        ({"__metadata__": {"torch.adamw.param_groups": "[1]"}, "a": entry}, "param_groups"),
+        ({"__metadata__": {"torch.adamw.param_groups": "{"}, "a": entry}, "param_groups"),
+        ({"a": entry, "state.a.exp_avg": entry}, "state.a.exp_avg_sq"),
+    ):
+        write_raw(path, header)
+        assert words in one_sentence(capsys, "to-torch", path, target)
+    assert not target.exists()
+
+
+def test_an_old_file_stays_where_the_new_one_fails(tmp_path, monkeypatch):
+    path, target = tmp_path / "adamw.safetensors", tmp_path / "run.pt"
+    checkpoint.write_safetensors(path, {"a": torch.ones(3)})
+    target.write_bytes(b"before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="space"):
+        checkpoint.to_torch(path, target)
+    assert target.read_bytes() == b"before" and sorted(os.listdir(tmp_path)) == ["adamw.safetensors", "run.pt"]

@@ -13,6 +13,7 @@ import torch
 import stquant
 from common import raises, seeded, small_network
 from stquant import qat
+from stquant._safetensors import read_safetensors
 from stquant._fake_quantize import FakeQuantize, Quantization, initial_steps, pack, unpack
 
 ALL = [
@@ -225,6 +226,16 @@ def test_damaged_files(tmp_path):
         path.write_bytes(damaged)
         with raises(ValueError, "low.safetensors"):
             qat.load(path)
+    for before, after, words in (
+        (b'\\"bits\\"', b'\\"bats\\"', "bits, group and shape"),
+        (b'\\"group\\": 0', b'\\"group\\":[]', "bits, group and shape"),
+        (b"[320, 256]}", b"[320,2,56]}"[:11], "bits, group and shape"),
+        (b'"0.codes":{"dtype":"U8"', b'"0.codes":{"dtype":"I8"', "codes"),
+    ):
+        assert before in content and len(before) == len(after), (before, content[:600])
+        path.write_bytes(content.replace(before, after))
+        with raises(ValueError, words):
+            qat.load(path)
     path.write_bytes(content.replace(b"stquant_qat", b"stquant_qaz"))
     with raises(ValueError, "stquant.qat.export"):
         qat.load(path)
@@ -249,7 +260,7 @@ def test_weights_of_the_trainer(tmp_path):
         return subprocess.run([COMMAND, *map(str, arguments)], check=True, capture_output=True, cwd=tmp_path)
 
     def arrays(folder):
-        return qat._read(next(pathlib.Path(tmp_path, folder).rglob("*.safetensors")))[0]
+        return read_safetensors(next(pathlib.Path(tmp_path, folder).rglob("*.safetensors")))[0]
 
     (tmp_path / "text.txt").write_text("the cat sat on the mat and ran away " * 100)
     run("train", "gpt2", "--data", "text.txt", "--layers", 1, "--width", 32, "--heads", 2, "--context", 16,

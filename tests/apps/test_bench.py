@@ -4,14 +4,10 @@ import os
 import subprocess
 import sys
 
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
-failures = 0
-
-
-def report(name, passed, detail=""):
-    global failures
-    failures += not passed
-    print(f"{'ok' if passed else 'not ok'} - {name}{'' if passed else ': ' + str(detail)}", flush=True)
 
 
 def run(*arguments):
@@ -29,7 +25,7 @@ def check_step(name, *arguments, **expected):
     try:
         found = json.loads(result.stdout)
     except ValueError:
-        report(name, False, result.stderr or result.stdout)
+        check(name, False, result.stderr or result.stdout)
         return
     wrong = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     speeds = [found[key] for key in ("ns_per_param", "float32_ns_per_param", "speedup", "gb_per_s", "copy_gb_per_s")]
@@ -37,7 +33,7 @@ def check_step(name, *arguments, **expected):
     if "core_gigahertz" in found:
         cycles = 16 * found["ns_per_param"] * found["core_gigahertz"] * found["threads"]
         near = near and abs(found["cycles_per_16_values"] / cycles - 1) < 1e-3
-    report(name, not wrong and all(speed > 0 for speed in speeds) and near, wrong or found)
+    check(name, not wrong and all(speed > 0 for speed in speeds) and near, wrong or found)
     return found
 
 
@@ -47,18 +43,18 @@ def check_transition(name, m_bits, v_bits, *arguments):
     if found:
         mean = (found["before_ns_per_param"] + found["after_ns_per_param"]) / 2
         ratio = found["transition_ns_per_param"] / mean
-        report(f"{name}, ratio", mean > 0 and abs(found["transition_ratio"] / ratio - 1) < 1e-3, found)
+        check(f"{name}, ratio", mean > 0 and abs(found["transition_ratio"] / ratio - 1) < 1e-3, found)
 
 
 def check_policy():
     result = run("policy", "--tensors", "300", "--repeats", "5", "--json")
     found = json.loads(result.stdout) if result.returncode == 0 else {}
-    report("policy", found.get("tensors") == 300 and found["decision_ms"] > 0 and found["widths_changed"] > 0
-           and found["policy"] == "rate-distortion", found or result.stderr)
+    check("policy", found.get("tensors") == 300 and found["decision_ms"] > 0 and found["widths_changed"] > 0
+          and found["policy"] == "rate-distortion", found or result.stderr)
     result = run("policy", "--policy", "zones", "--repeats", "3", "--json")
     found = json.loads(result.stdout) if result.returncode == 0 else {"sizes": []}
-    report("policy, all sizes", [size["tensors"] for size in found["sizes"]] == [10, 100, 1000, 10000, 100000]
-           and found["line"]["ns_per_tensor"] > 0, found or result.stderr)
+    check("policy, all sizes", [size["tensors"] for size in found["sizes"]] == [10, 100, 1000, 10000, 100000]
+          and found["line"]["ns_per_tensor"] > 0, found or result.stderr)
 
 
 def check_score():
@@ -67,15 +63,15 @@ def check_score():
     found = json.loads(result.stdout) if result.returncode == 0 else {}
     share = found["decision_ms"] / 50 if found else 0
     # The largest tensor's rows and columns: 256 x 64 of the embedding.
-    report("score", found and found["training_step_ms"] > found["optimizer_ms"] > 0 and found["factors_ms"] > 0
-           and found["scratch_bytes"] == 4 * (256 + 64)
-           and abs(found["share_of_total"] - share / (found["training_step_ms"] + share)) < 1e-4, found or result.stderr)
+    check("score", found and found["training_step_ms"] > found["optimizer_ms"] > 0 and found["factors_ms"] > 0
+          and found["scratch_bytes"] == 4 * (256 + 64)
+          and abs(found["share_of_total"] - share / (found["training_step_ms"] + share)) < 1e-4, found or result.stderr)
 
 
 def check_refusal(name, *arguments):
     result = run(*arguments)
     one_sentence = result.stderr.count("\n") == 1 and result.stderr.rstrip().endswith(".")
-    report(name, result.returncode == 2 and one_sentence and not result.stdout, result.stderr or result.returncode)
+    check(name, result.returncode == 2 and one_sentence and not result.stdout, result.stderr or result.returncode)
 
 
 def main():
@@ -96,12 +92,12 @@ def main():
     gains = [ratios[moment, bits + 1] - ratios[moment, bits] for moment, lowest in (("first", 2), ("second", 4))
              for bits in range(lowest, 8) if ratios]
     low = [ratios["second", bits] for bits in (2, 3, 4) if ratios]
-    report("codec", len(rows) == 14 and all(5 < gain < 8 for gain in gains) and low == sorted(low) and low[-1] - low[0] > 10,
-           codec.stderr or gains + low)
+    check("codec", len(rows) == 14 and all(5 < gain < 8 for gain in gains) and low == sorted(low) and low[-1] - low[0] > 10,
+          codec.stderr or gains + low)
     qat = run("qat", "--rows", "16", "--columns", "100", "--repeats", "1", "--json")
     rows = json.loads(qat.stdout)["estimators"] if qat.returncode == 0 else []
-    report("qat", [row["name"] for row in rows] == ["ste", "stable", "dsq"] and rows[0]["ratio_to_ste"] == 1
-           and all(row["forward_ns"] > 0 and row["backward_ns"] > 0 for row in rows), qat.stderr or rows)
+    check("qat", [row["name"] for row in rows] == ["ste", "stable", "dsq"] and rows[0]["ratio_to_ste"] == 1
+          and all(row["forward_ns"] > 0 and row["backward_ns"] > 0 for row in rows), qat.stderr or rows)
     check_refusal("weights of nine bits are refused", "qat", "--bits", "9")
     check_refusal("unknown kernels are refused", "step", "--isa", "sse9")
     check_refusal("unknown widths are refused", "step", "--bits", "1,4")
@@ -112,7 +108,7 @@ def main():
     check_refusal("an unknown benchmark is refused", "nothing")
     check_refusal("no tensors are refused", "policy", "--tensors", "0")
     check_refusal("a cap that cannot hold is refused", "policy", "--tensors", "10", "--state-bits", "1")
-    return failures != 0
+    return tap.status()
 
 
 if __name__ == "__main__":

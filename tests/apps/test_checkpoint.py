@@ -15,16 +15,13 @@ import sys
 import tempfile
 import time
 
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 LONG = bool(os.environ.get("STQUANT_LONG"))
 SMALL = ["--layers", "2", "--width", "64", "--heads", "2", "--context", "32", "--sequence-length", "32", "--batch", "4",
          "--threads", "1", "--sample-length", "0", "--decide-every", "7", "--validate-every", "10", "--warmup", "3"]
-results = []
-
-
-def check(name, condition, detail=""):
-    results.append(bool(condition))
-    print(f"{'ok' if condition else 'not ok'} - {name}" + ("" if condition or not detail else f": {detail}"), flush=True)
 
 
 def run(*arguments, **options):
@@ -451,7 +448,7 @@ def main():
         for test in (test_resume, test_other_options, test_inspect, test_eval_and_sample, test_convert, test_init,
                      test_signal, test_signal_unread, test_full_disk, test_damaged, test_refusals, test_kill):
             test(folder, text)
-    return 0 if all(results) and results else 1
+    return tap.status()
 
 
 if __name__ == "__main__":

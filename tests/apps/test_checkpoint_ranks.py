@@ -14,17 +14,14 @@ import tempfile
 import threading
 import time
 
+import tap
+from tap import check, skip
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 SMALL = ["--layers", "2", "--width", "64", "--heads", "2", "--context", "32", "--sequence-length", "32", "--batch", "12",
          "--threads", "1", "--sample-length", "0", "--decide-every", "7", "--validate-every", "10", "--warmup", "3",
          "--steps", "40", "--optimizer", "stquant"]
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-results = []
-
-
-def check(name, condition, detail=""):
-    results.append(bool(condition))
-    print(f"{'ok' if condition else 'not ok'} - {name}" + ("" if condition or not detail else f": {detail}"), flush=True)
 
 
 def launch(ranks, *arguments):
@@ -44,11 +41,11 @@ def losses(path):
 
 def main():
     if not shutil.which("mpirun"):
-        print("ok - checkpoints of several ranks # SKIP there is no mpirun")
+        skip("checkpoints of several ranks", "there is no mpirun")
         return 0
     probe = launch(2, "train", "gpt2", "--help")
     if "without MPI" in probe.stderr:
-        print("ok - checkpoints of several ranks # SKIP the command is built without MPI")
+        skip("checkpoints of several ranks", "the command is built without MPI")
         return 0
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="stquant-test-", dir=memory) as name:
@@ -83,7 +80,7 @@ def main():
         test_termination(folder, common)
         test_termination_through_mpirun(folder, common)
         test_termination_beside_a_hung_rank(folder, common)
-    return 0 if all(results) and results else 1
+    return tap.status()
 
 
 def begin(common, target, *options, launcher=()):

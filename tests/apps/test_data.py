@@ -20,9 +20,11 @@ import tempfile
 import unicodedata
 import zlib
 
+import tap
+from tap import check, skip
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 SEED = 20250
-failures = 0
 
 SPACE = set("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | {chr(c) for c in range(0x2000, 0x200B)}
 
@@ -31,12 +33,6 @@ It is a truth that in the beginning there was nothing, and then there was the th
 Don't say \u201cnever\u201d \u2014 na\u00efve caf\u00e9 owners pay 12,50 \u20ac for 3.5 kg of beans\u2026
    indented    text\twith\ttabs \r\n and trailing spaces   \n\n\n\u4e2d\u6587 and \u0441\u043b\u043e\u0432\u0430, \U0001f600\U0001f600 x\u00b2 + y\u00b3 = 7
 """
-
-
-def report(name, passed, detail=""):
-    global failures
-    failures += not passed
-    print(f"{'ok' if passed else 'not ok'} - {name}{'' if passed else ': ' + str(detail)}", flush=True)
 
 
 # ---- an independent implementation, plain and slow ----
@@ -176,14 +172,14 @@ def check_encodings(folder, name, merges, merges_path, texts):
         output = os.path.join(folder, "out.tokens")
         printed, error = stquant("prepare", "--merges", merges_path, "--output", output, path)
         if printed is None:
-            report(f"{name}: text {number}", False, error)
+            check(f"{name}: text {number}", False, error)
             continue
         tokens, pairs, documents = read_tokens(output)
         # Files that do not end with a newline get one.
         expected = encoder.encode(text if text.endswith("\n") else text + "\n") + [encoder.end]
-        report(f"{name}: text {number}, {len(expected)} tokens as the plain implementation makes them (seed {SEED})",
-               tokens == expected and documents == 1 and len(pairs) == len(merges),
-               next((f"token {i}" for i, (a, b) in enumerate(zip(tokens, expected)) if a != b), len(tokens)))
+        check(f"{name}: text {number}, {len(expected)} tokens as the plain implementation makes them (seed {SEED})",
+              tokens == expected and documents == 1 and len(pairs) == len(merges),
+              next((f"token {i}" for i, (a, b) in enumerate(zip(tokens, expected)) if a != b), len(tokens)))
 
 
 def check_known(folder, merges_path):
@@ -193,8 +189,8 @@ def check_known(folder, merges_path):
     for text, tokens in known.items():
         path, output = write(os.path.join(folder, "known.txt"), text + "\n"), os.path.join(folder, "known.tokens")
         stquant("prepare", "-m", merges_path, "-o", output, path)
-        report(f"GPT-2 encodes '{text}' as {tokens}", read_tokens(output)[0] == tokens + [198, 50256],
-               read_tokens(output)[0])
+        check(f"GPT-2 encodes '{text}' as {tokens}", read_tokens(output)[0] == tokens + [198, 50256],
+              read_tokens(output)[0])
 
 
 def check_speed(folder, merges_path, generator):
@@ -210,8 +206,8 @@ def check_speed(folder, merges_path, generator):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     least = 5 if "STQUANT_SANITIZERS" not in os.environ else 0
-    report(f"one core encodes {len(text) / seconds / 1e6:.0f} MB/s (seed {SEED})", printed is not None and len(text) > least * 1e6 * seconds,
-           (len(text), seconds, error))
+    check(f"one core encodes {len(text) / seconds / 1e6:.0f} MB/s (seed {SEED})", printed is not None and len(text) > least * 1e6 * seconds,
+          (len(text), seconds, error))
 
 
 def find_gpt2_merges():
@@ -229,21 +225,21 @@ def check_documents(folder, merges_path):
     output = os.path.join(folder, "documents.tokens")
     printed, _ = stquant("prepare", "--merges", merges_path, "--output", output, os.path.join(folder, "texts"))
     tokens, _, documents = read_tokens(output)
-    report("files, and parts between separators, are documents", documents == 5 and b"5 documents" in printed, documents)
+    check("files, and parts between separators, are documents", documents == 5 and b"5 documents" in printed, documents)
     shown, _ = stquant("show", "--text", output)
-    report("the text comes back, document by document", shown.decode() == "<|endoftext|>\n".join(parts), shown)
+    check("the text comes back, document by document", shown.decode() == "<|endoftext|>\n".join(parts), shown)
     printed, _ = stquant("show", output)
-    report("show tells what a file holds", f"{len(tokens)} tokens of 2 bytes".encode() in printed, printed)
+    check("show tells what a file holds", f"{len(tokens)} tokens of 2 bytes".encode() in printed, printed)
     again = os.path.join(folder, "again.tokens")
     stquant("prepare", "--merges", merges_path, "--output", again, write(os.path.join(folder, "again.txt"), shown.decode()))
-    report("text that was printed gives the same file again", open(output, "rb").read() == open(again, "rb").read())
+    check("text that was printed gives the same file again", open(output, "rb").read() == open(again, "rb").read())
 
 
 def refused(name, sentence, *arguments, status=1, leaves=None, **options):
     printed, error = stquant(*arguments, status=status, **options)
     lines = error.strip().splitlines()
     left = leaves is not None and (os.path.exists(leaves) or os.path.exists(leaves + ".new"))
-    report(name, printed is not None and len(lines) == 1 and sentence in error and not left, error)
+    check(name, printed is not None and len(lines) == 1 and sentence in error and not left, error)
 
 
 def check_bad_input(folder, merges_path):
@@ -322,28 +318,28 @@ def check_training(folder, merges_path):
                "--optimizer", "adamw"]
     run = subprocess.run([*command, "--data", output, "--log", log], capture_output=True, text=True)
     if run.returncode != 0:
-        report("a model trains on a token file", False, run.stderr)
+        check("a model trains on a token file", False, run.stderr)
         return
     with open(log) as file:
         lines = [json.loads(line) for line in file]
     vocabulary = 257 + len(pairs)
-    report("a model trains on a token file", lines[0]["run"]["shape"]["vocabulary"] == vocabulary
-           and f"{len(tokens)} tokens" in run.stdout, run.stderr)
-    report("and learns from it", abs(lines[0]["train_loss"] - math.log(vocabulary)) < 0.5
-           and lines[-1]["train_loss"] < 0.7 * lines[0]["train_loss"], [line["train_loss"] for line in lines])
+    check("a model trains on a token file", lines[0]["run"]["shape"]["vocabulary"] == vocabulary
+          and f"{len(tokens)} tokens" in run.stdout, run.stderr)
+    check("and learns from it", abs(lines[0]["train_loss"] - math.log(vocabulary)) < 0.5
+          and lines[-1]["train_loss"] < 0.7 * lines[0]["train_loss"], [line["train_loss"] for line in lines])
     sample = lines[-1]["sample"]
-    report("and writes text", len(sample.encode()) <= 60 and any(word in sample for word in re.findall(r"\w{4,}", SENTENCES)),
-           sample)
+    check("and writes text", len(sample.encode()) <= 60 and any(word in sample for word in re.findall(r"\w{4,}", SENTENCES)),
+          sample)
     for name, sentence, arguments in (
             ("a token file beside text", "is a token file, which is used alone", ["--data", output, "--data", text]),
             ("a vocabulary smaller than the file's", "is too small for the data",
              ["--data", output, "--vocabulary", "300"])):
         run = subprocess.run([*command, *arguments], capture_output=True, text=True)
-        report(name + " is refused", run.returncode == 2 and sentence in run.stderr, run.stderr)
+        check(name + " is refused", run.returncode == 2 and sentence in run.stderr, run.stderr)
     with open(output, "r+b") as file:
         file.truncate(1000)
     run = subprocess.run([*command, "--data", output], capture_output=True, text=True)
-    report("training on a token file cut off is refused", run.returncode == 1 and "not copied whole" in run.stderr, run.stderr)
+    check("training on a token file cut off is refused", run.returncode == 1 and "not copied whole" in run.stderr, run.stderr)
 
 
 def main():
@@ -367,8 +363,8 @@ def main():
             check_known(folder, gpt2)
             check_speed(folder, gpt2, generator)
         else:
-            print("ok - GPT-2's own merges # SKIP STQUANT_GPT2_MERGES does not name the file (vocab.bpe)")
-    return 1 if failures else 0
+            skip("GPT-2's own merges", "STQUANT_GPT2_MERGES does not name the file (vocab.bpe)")
+    return tap.status()
 
 
 if __name__ == "__main__":

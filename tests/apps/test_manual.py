@@ -13,17 +13,13 @@ import tempfile
 import termios
 import time
 
+import tap
+from tap import check, skip
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 SOURCE, BUILD = os.environ["STQUANT_SOURCE"], os.environ["STQUANT_BUILD"]
 EXPECTED = {"train": ["gpt2", "vit"], "plan": [], "data": ["prepare", "show"], "report": [], "factors": [], "bench": ["step", "codec", "policy", "score", "qat"],
             "inspect": [], "convert": [], "eval": [], "sample": []}
-failures = 0
-
-
-def report(name, passed, detail=""):
-    global failures
-    failures += not passed
-    print(f"{'ok' if passed else 'not ok'} - {name}{'' if passed else ': ' + str(detail)[:1500]}", flush=True)
 
 
 def help_of(words):
@@ -49,10 +45,10 @@ def options_of(text):
 def check_helps():
     """Every subcommand's help; {words: text}."""
     texts = {(): help_of([])}
-    report("the help lists every command", commands_of(texts[()]) == list(EXPECTED), commands_of(texts[()]))
+    check("the help lists every command", commands_of(texts[()]) == list(EXPECTED), commands_of(texts[()]))
     for name, below in EXPECTED.items():
         texts[(name,)] = help_of([name])
-        report(f"and that of {name} what is below it", commands_of(texts[(name,)]) == below, commands_of(texts[(name,)]))
+        check(f"and that of {name} what is below it", commands_of(texts[(name,)]) == below, commands_of(texts[(name,)]))
         texts.update({(name, inner): help_of([name, inner]) for inner in below})
     for words, text in texts.items():
         problems = []
@@ -63,7 +59,7 @@ def check_helps():
         problems += [f"a line of {len(line)} characters" for line in lines if len(line) > 79]
         problems += ["white space at the end of a line" for line in lines if line != line.rstrip() and line.strip()]
         problems += check_examples(text, texts)
-        report(f"the help of `{path}` fits a terminal and has examples whose options exist", not problems, problems)
+        check(f"the help of `{path}` fits a terminal and has examples whose options exist", not problems, problems)
     return texts
 
 
@@ -88,11 +84,11 @@ def check_examples(text, texts):
 def check_refusals():
     for words in ((), ("train",), ("data",), ("bench",)):
         result = subprocess.run([COMMAND, *words], capture_output=True, text=True)
-        report(f"`stquant {' '.join(words)}` without a command prints the help as an error",
-               result.returncode == 2 and result.stderr.startswith("Usage: stquant") and not result.stdout, result.stderr)
+        check(f"`stquant {' '.join(words)}` without a command prints the help as an error",
+              result.returncode == 2 and result.stderr.startswith("Usage: stquant") and not result.stdout, result.stderr)
         result = subprocess.run([COMMAND, *words, "nothing"], capture_output=True, text=True)
-        report(f"`stquant {' '.join(words)}` refuses an unknown one", result.returncode == 2 and "'nothing'" in result.stderr
-               and "--help` lists them" in result.stderr and result.stderr.count("\n") == 1, result.stderr)
+        check(f"`stquant {' '.join(words)}` refuses an unknown one", result.returncode == 2 and "'nothing'" in result.stderr
+              and "--help` lists them" in result.stderr and result.stderr.count("\n") == 1, result.stderr)
 
 
 def shown(path):
@@ -107,7 +103,7 @@ def shown(path):
 
 def check_pages(folder, texts):
     pages = {"stquant" + "".join(f"-{word}" for word in words) + ".1" for words in texts}
-    report("there is a page for every command", set(os.listdir(f"{folder}/man1")) == pages, os.listdir(f"{folder}/man1"))
+    check("there is a page for every command", set(os.listdir(f"{folder}/man1")) == pages, os.listdir(f"{folder}/man1"))
     for words, text in texts.items():
         name = "-".join(("stquant", *words))
         page, warnings = shown(f"{folder}/man1/{name}.1")
@@ -120,7 +116,7 @@ def check_pages(folder, texts):
         words_there = set(re.findall(r"[A-Za-z0-9]{2,}", page))
         missing += [word for word in re.findall(r"[A-Za-z0-9]{2,}", text) if word not in words_there and word.capitalize() not in words_there
                     and word not in ("Usage", "Examples", "Commands", "Models", "Exit", "status")]
-        report(f"{name}(1) says what the help says", not missing and not warnings, (missing, warnings))
+        check(f"{name}(1) says what the help says", not missing and not warnings, (missing, warnings))
 
 
 # ---- completion ----
@@ -149,8 +145,8 @@ def check_bash(folder, texts):
         offered = complete(folder, *words, "-")
         wanted = [f"--{long}{'=' if value else ''}" for _, long, value in options_of(text)]
         wanted += [f"-{short}" for short, _, _ in options_of(text) if short not in ("", "?")]
-        report(f"bash offers every option of `{' '.join(('stquant', *words))}`", sorted(offered) == sorted(wanted),
-               set(offered) ^ set(wanted))
+        check(f"bash offers every option of `{' '.join(('stquant', *words))}`", sorted(offered) == sorted(wanted),
+              set(offered) ^ set(wanted))
     presets = re.search(r"--preset=(\S+)", texts["train", "gpt2"]).group(1).split("|")
     files = ["folder", "text.txt", "train"]
     cases = ((("",), list(EXPECTED)), (("tr",), ["train"]), (("train", ""), ["gpt2", "vit"]), (("data", "s"), ["show"]),
@@ -162,10 +158,12 @@ def check_bash(folder, texts):
              (("train", "gpt2", "--tensorboard", "=", ""), ["folder"]), (("train", "gpt2", "--steps", "=", ""), []),
              (("train", "gpt2", ""), []), (("report", ""), files), (("report", "train", "--out"), ["--output="]),
              (("report", "--output", "train", ""), files), (("report", "--title", ""), []), (("plan", "--js"), ["--json"]),
-             (("bench", "step", "--dtype", "=", "b"), ["bfloat16"]), (("nothing", "--he"), ["--help"]))
+             (("bench", "step", "--dtype", "=", "b"), ["bfloat16"]), (("convert", "--to", "=", "p"), ["packed"]),
+             (("bench", "policy", "--policy", "=", ""), ["zones", "rate-distortion"]),
+             (("train", "vit", "--qat-estimator", "=", ""), ["stable", "ste", "dsq"]), (("nothing", "--he"), ["--help"]))
     for words, wanted in cases:
         offered = complete(folder, *words)
-        report(f"bash completes `stquant {' '.join(words)}`", sorted(offered) == sorted(wanted), offered)
+        check(f"bash completes `stquant {' '.join(words)}`", sorted(offered) == sorted(wanted), offered)
 
 
 def typed(arguments, cwd, steps, seconds=60):
@@ -200,28 +198,28 @@ def check_typing(folder):
              ("stquant dat\tpre\t--mer\tte\t\x01echo \r", r"[\r\n]stquant data prepare --merges=text.txt\s")]
     last, seen = typed([shutil.which("bash"), "--norc", "-i"], f"{folder}/files",
                        [(f". {folder}/bash/stquant; echo loa''ded\n", "loaded"), *lines])
-    report("typing in bash", last is not None, seen)
+    check("typing in bash", last is not None, seen)
     zsh = shutil.which("zsh")
     if not zsh:
-        print("ok - typing in zsh # SKIP zsh is not installed")
+        skip("typing in zsh", "zsh is not installed")
         return
     start = f"fpath=({folder}/zsh $fpath); autoload -U compinit; compinit -D -u; echo loa''ded\n"
     last, seen = typed([zsh, "-f", "-i"], f"{folder}/files", [(start, "loaded"), *lines])
-    report("typing in zsh", last is not None, seen)
+    check("typing in zsh", last is not None, seen)
 
 
 def check_zsh(folder, texts):
     """The functions hand zsh every option; _arguments and its kin are replaced by ones that print."""
     zsh = shutil.which("zsh")
     if not zsh:
-        print("ok - completion for zsh # SKIP zsh is not installed")
+        skip("completion for zsh", "zsh is not installed")
         return
     for words, text in texts.items():
         function = "_" + "_".join(("stquant", *words))
         script = f"_arguments() {{ print -l -- $@ }}; _describe() {{ }}; functions[_start]=$(sed '$d' {folder}/zsh/_stquant); _start; {function}"
         offered = subprocess.run([zsh, "-f", "-c", script], capture_output=True, text=True)
         missing = [long for _, long, value in options_of(text) if f"*--{long}{'=' if value else ''}[" not in offered.stdout]
-        report(f"zsh is told every option of `{' '.join(('stquant', *words))}`", not missing and not offered.stderr, (missing, offered.stderr))
+        check(f"zsh is told every option of `{' '.join(('stquant', *words))}`", not missing and not offered.stderr, (missing, offered.stderr))
 
 
 def contents(folder):
@@ -235,11 +233,11 @@ def contents(folder):
 
 def check_built(fresh):
     if not os.path.exists(f"{BUILD}/manual/made"):
-        print("ok - what the build made is up to date # SKIP this build made none")
+        skip("what the build made is up to date", "this build made none")
         return
     built = contents(f"{BUILD}/manual")
     built.pop("made")
-    report("what the build made is up to date", built == fresh, set(built) ^ set(fresh))
+    check("what the build made is up to date", built == fresh, set(built) ^ set(fresh))
 
 
 def main():
@@ -247,7 +245,7 @@ def main():
     check_refusals()
     with tempfile.TemporaryDirectory() as folder:
         made = subprocess.run([sys.executable, f"{SOURCE}/scripts/make-manual", COMMAND, folder], capture_output=True, text=True)
-        report("the script reads every help text", made.returncode == 0, made.stderr)
+        check("the script reads every help text", made.returncode == 0, made.stderr)
         if made.returncode != 0:
             return 1
         fresh = contents(folder)
@@ -262,8 +260,8 @@ def main():
         os.chmod(silent, 0o755)
         for program, name in ((silent, "a program without a help text"), (f"{folder}/missing", "a missing program")):
             bad = subprocess.run([sys.executable, f"{SOURCE}/scripts/make-manual", program, folder], capture_output=True, text=True)
-            report(f"{name} is refused", bad.returncode == 1 and bad.stderr.count("\n") == 1, bad.stderr)
-    return 1 if failures else 0
+            check(f"{name} is refused", bad.returncode == 1 and bad.stderr.count("\n") == 1, bad.stderr)
+    return tap.status()
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ import os
 import subprocess
 import sys
 
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 # GPT-2's published sizes, and the small ones by hand: V C + T C + L (12 C^2 + 13 C) + 2 C.
 PARAMETERS = {"124m": 124439808, "355m": 354823168, "774m": 774030080, "1.5b": 1557611200}
-results = []
-
-
-def check(name, condition, detail=""):
-    results.append(bool(condition))
-    print(f"{'ok' if condition else 'not ok'} - {name}" + ("" if condition or not detail else f": {detail}"), flush=True)
 
 
 def plan(*arguments, **options):
@@ -87,9 +84,17 @@ def check_refusals():
         result = plan(*arguments)
         check(f"refused: {name}", result.returncode == 2 and result.stdout == "" and
               all(part in result.stderr for part in parts) and result.stderr.count("\n") <= 2, result.stderr)
-    with open("/dev/full", "w") as full:
-        result = subprocess.run([COMMAND, "plan"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
-    check("a full disk is told", result.returncode == 1 and "disk" in result.stderr, result.stderr)
+
+
+def check_full_disk():
+    """What a command prints and nobody takes is a failure of all of them."""
+    for words in ([], ["--version"], ["--help"], ["plan"], ["plan", "--json"], ["train", "--help"],
+                  ["bench", "policy", "--tensors", "10", "--repeats", "1"]):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+        expected = (2, "Usage") if not words else (1, "disk full")
+        check(f"a full disk behind `{' '.join(['stquant', *words])}` is told",
+              result.returncode == expected[0] and expected[1] in result.stderr, result.stderr)
 
 
 def main():
@@ -97,7 +102,8 @@ def main():
         check_preset(preset)
     check_overrides()
     check_refusals()
-    return 0 if all(results) else 1
+    check_full_disk()
+    return tap.status()
 
 
 if __name__ == "__main__":

@@ -9,18 +9,12 @@ import subprocess
 import sys
 import tempfile
 
-sys.dont_write_bytecode = True
-sys.path.insert(0, os.path.dirname(__file__))
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 SMALL = ["--layers", "2", "--width", "64", "--heads", "2", "--context", "32", "--sequence-length", "32", "--batch", "4",
          "--threads", "1", "--sample-length", "0", "--decide-every", "7", "--validate-every", "10", "--warmup", "3"]
-failures = 0
-
-
-def check(name, condition, detail=""):
-    global failures
-    failures += not condition
-    print(f"{'ok' if condition else 'not ok'} - {name}" + ("" if condition or not detail else f": {detail}"), flush=True)
 
 
 def run(*arguments):
@@ -132,6 +126,14 @@ def test_refusals(folder, text):
     refused("resuming a float32 run with --qat", ["--init"],
             train("--data", text, "--steps", 90, "--qat", 4, "--resume", folder / "float"))
     refused("packing a float32 run", ["--qat"], run("convert", "--to", "packed", folder / "float", folder / "none"))
+    refused("packing into a run that has gone on", ["later step, 40"],
+            run("convert", "--to", "packed", folder / "whole" / "step-00000015", folder / "whole"))
+    before = digest(folder / "stable" / "run")
+    refused("packing a run into its own folder", ["can go on from"],
+            run("convert", "--to", "packed", folder / "stable" / "run", folder / "stable" / "run"))
+    check("and the run is as it was", digest(folder / "stable" / "run") == before != "")
+    again = run("convert", "--to", "packed", folder / "stable" / "run", folder / "stable" / "packed")
+    check("packed weights may be packed anew", again.returncode == 0, again.stderr)
     refused("packing what is packed", ["already"],
             run("convert", "--to", "packed", folder / "stable" / "packed", folder / "none"))
     refused("training packed weights", ["packed"],
@@ -164,7 +166,7 @@ def main():
         test_resume(folder, text)
         test_refusals(folder, text)
         test_vit(folder)
-    return failures > 0
+    return tap.status()
 
 
 if __name__ == "__main__":

@@ -15,16 +15,12 @@ import sys
 import tempfile
 import zlib
 
+import tap
+from tap import check, skip
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 SEED = 7
 VOID = {"meta", "link", "br", "hr", "img"}
-failures = 0
-
-
-def report(name, passed, detail=""):
-    global failures
-    failures += not passed
-    print(f"{'ok' if passed else 'not ok'} - {name}{'' if passed else ': ' + str(detail)[:1500]}", flush=True)
 
 
 # ---- logs ----
@@ -150,22 +146,22 @@ def check_page(folder):
     page, _ = make_page(folder, float32, stquant)
     structure = parse(page)
     text = " ".join(structure.texts)
-    report("the page is well formed, and every link leads somewhere", page and not structure.problems, structure.problems)
-    report("it stands alone: no script, no network, no other file",
-           "<script" not in page and "http" not in page.replace("http-equiv", "") and "@import" not in page
-           and not re.search(r"url\((?!#clip)", page))
-    report("light and dark", "prefers-color-scheme:dark" in page and 'name="color-scheme" content="light dark"' in page)
+    check("the page is well formed, and every link leads somewhere", page and not structure.problems, structure.problems)
+    check("it stands alone: no script, no network, no other file",
+          "<script" not in page and "http" not in page.replace("http-equiv", "") and "@import" not in page
+          and not re.search(r"url\((?!#clip)", page))
+    check("light and dark", "prefers-color-scheme:dark" in page and 'name="color-scheme" content="light dark"' in page)
     figures = ("loss (nats)", "gradient norm", "bytes of the states", "first moment m", "second moment v", "attention in",
                "complexity r", "critical", "redundant", "gradient, n", "second moment, root of the mean",
                "rank correlation with the gradient's magnitude n", "gradients, tensor by tensor")
-    report("every figure is there", all(figure in text for figure in figures),
-           [figure for figure in figures if figure not in text])
+    check("every figure is there", all(figure in text for figure in figures),
+          [figure for figure in figures if figure not in text])
     peak = lines[-1]["peak_state_bytes"]
     cells = (f"{lines[-1]['validation_loss']:.4f}", f"{100 * (1 - peak / 1.6e6):.1f} %", "200,000 parameters")
-    report("the table has the run's figures", all(cell in text for cell in cells), cells)
-    report("what a model wrote is shown as it is", 'He said <nothing> & left the "room".' in text and "<nothing>" not in page)
-    report("every picture is described", page.count('role="img" aria-label="') == page.count("<svg viewBox="),
-           (page.count("aria-label"), page.count("<svg")))
+    check("the table has the run's figures", all(cell in text for cell in cells), cells)
+    check("what a model wrote is shown as it is", 'He said <nothing> & left the "room".' in text and "<nothing>" not in page)
+    check("every picture is described", page.count('role="img" aria-label="') == page.count("<svg viewBox="),
+          (page.count("aria-label"), page.count("<svg")))
     return page, lines
 
 
@@ -202,8 +198,8 @@ def check_widths(page, lines):
                              if left <= x < left + across and top <= y < top + down]
                     if found != [tensor[key]]:
                         wrong.append((line["step"], tensor["name"], key, tensor[key], found))
-    report(f"the heat map shows the width of each of {len(coded)} tensors at {len(decisions)} decisions",
-           len(tops) == len(coded) and not wrong, wrong[:3])
+    check(f"the heat map shows the width of each of {len(coded)} tensors at {len(decisions)} decisions",
+          len(tops) == len(coded) and not wrong, wrong[:3])
 
 
 def picture(page, label):
@@ -219,10 +215,10 @@ def check_bars(page, lines):
     expected = [4 * values, values, values / 2, 4 * values, lines[-1]["state_bytes"]]
     peaks = [int(32.05 * 200000 / 4), lines[-1]["peak_state_bytes"]]
     unit = bars[0] / expected[0] if bars else 0
-    report("the memory bars are as long as the bytes", len(bars) == 5 and all(abs(bar - unit * count) < 0.2 for bar, count in zip(bars, expected)),
-           (bars, expected))
-    report("the marks stand at the peaks", len(marks) == 2 and all(abs(mark - unit * count) < 0.2 for mark, count in zip(marks, peaks)),
-           (marks, peaks))
+    check("the memory bars are as long as the bytes", len(bars) == 5 and all(abs(bar - unit * count) < 0.2 for bar, count in zip(bars, expected)),
+          (bars, expected))
+    check("the marks stand at the peaks", len(marks) == 2 and all(abs(mark - unit * count) < 0.2 for mark, count in zip(marks, peaks)),
+          (marks, peaks))
 
 
 def check_zones(page, lines):
@@ -247,7 +243,7 @@ def check_zones(page, lines):
             order = sorted(tensors, key=lambda tensor: tensor[key])
             places = [sign * points[tensor["name"]][axis] for tensor in order]
             wrong += [(step, key, places)] if any(a > b + 0.11 for a, b in zip(places, places[1:])) else []
-    report(f"{count} tensors at four decisions lie in their zones", len(steps) == 8 and not wrong, wrong[:3])
+    check(f"{count} tensors at four decisions lie in their zones", len(steps) == 8 and not wrong, wrong[:3])
 
 
 def check_losses(folder):
@@ -259,10 +255,10 @@ def check_losses(folder):
     data = re.search(r'class="line r0" d="([^"]+)"', page).group(1)
     points = [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", data)]
     slopes = [(y2 - y1) / (b - a) for (_, y1), (_, y2), a, b in zip(points, points[1:], losses, losses[1:])]
-    report("the line goes through the losses", len(points) == 5 and max(slopes) - min(slopes) < 0.3 and slopes[0] < 0,
-           (points, slopes))
-    report("a log without states, widths or validation gives a page, too",
-           not parse(page).problems and "Memory of" not in page and "Widths over time" not in page)
+    check("the line goes through the losses", len(points) == 5 and max(slopes) - min(slopes) < 0.3 and slopes[0] < 0,
+          (points, slopes))
+    check("a log without states, widths or validation gives a page, too",
+          not parse(page).problems and "Memory of" not in page and "Widths over time" not in page)
 
 
 def check_envelope(folder):
@@ -274,8 +270,8 @@ def check_envelope(folder):
     page, _ = make_page(folder, path)
     data = re.search(r'class="raw r0" d="([^"]+)"', page).group(1)
     heights = sorted(float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", data))
-    report("single spikes among 30,000 points are drawn", heights[1] - heights[0] > 150 and heights[-1] - heights[-2] > 30
-           and len(heights) < 4000, (heights[:2], heights[-2:], len(heights)))
+    check("single spikes among 30,000 points are drawn", heights[1] - heights[0] > 150 and heights[-1] - heights[-2] > 30
+          and len(heights) < 4000, (heights[:2], heights[-2:], len(heights)))
 
 
 def check_bad_lines(folder):
@@ -291,13 +287,13 @@ def check_bad_lines(folder):
         page, printed = make_page(folder, path)
         good = page and not parse(page).problems and (sentence in page and sentence in printed if sentence else
                                                      "could not be read" not in page + printed)
-        report("a log " + name.split(".")[0].replace("_", " "), good, printed)
+        check("a log " + name.split(".")[0].replace("_", " "), good, printed)
         return page
 
     text = data.splitlines(keepends=True)
     sentence = "1 of 200 lines could not be read"
     cut = page_of("cut_in_the_middle_of_a_line.jsonl", data[:-40], sentence)
-    report("and what it tells before counts", "<td class=\"number\">199</td>" in cut)
+    check("and what it tells before counts", "<td class=\"number\">199</td>" in cut)
     page_of("with_a_broken_line_inside.jsonl", b"".join(text[:50]) + text[50][:30] + b"\n" + b"".join(text[51:]), sentence)
     page_of("with_binary_garbage.jsonl", b"".join(text[:50]) + bytes(range(128, 250)) + b"\n" + b"".join(text[51:]), sentence)
     page_of("with_a_number_for_a_line.jsonl", b"".join(text[:199]) + b"17\n", sentence)
@@ -307,29 +303,29 @@ def check_bad_lines(folder):
     page_of("without_a_newline_at_its_end.jsonl", data[:-1], None)
     page_of("with_other_lines.jsonl", b'{"note":"hello"}\n' + data, None)
     page = page_of("told_again.jsonl", data + b"".join(text[150:]), None)
-    report("steps told again are counted once", "50 steps were told again" in page
-           and "<td class=\"number\">200</td>" in page)
+    check("steps told again are counted once", "50 steps were told again" in page
+          and "<td class=\"number\">200</td>" in page)
     lines[3].update(train_loss=None, gradient_norm=None, skipped=True)
     lines[7].update(train_loss=1e300)
     lines[9]["tensors"][1].update(n=None, r="much", m_bits="many", zone="unknown")
     lines[29]["tensors"][2].update(v_bits=0, v_shared="row")
     del lines[9]["tensors"][2]["v_bits"]
     page = page_of("of_a_run_that_stumbled.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode(), None)
-    report("skipped steps are told", "1 steps were skipped" in page)
-    report("shared second moments have a colour of their own", ">shared</text>" in page and 'class="w0" d="' in page)
+    check("skipped steps are told", "1 steps were skipped" in page)
+    check("shared second moments have a colour of their own", ">shared</text>" in page and 'class="w0" d="' in page)
     hostile = [{"step": 1, "train_loss": 1.0, "mean_bits": 4, "state_bytes": 100, "tensors": [
         {"name": "<script>alert(1)</script>\"'&", "n": 1, "r": 1, "zone": "critical", "m_bits": 4, "v_bits": 4}],
         "sample": "</pre><script>\u0001"}]
     page = page_of("of_a_hostile_run.jsonl", json.dumps(hostile[0]).encode(), None)
-    report("names are text, not markup", "<script" not in page)
-    report("the same log gives the same page", whole == make_page(folder, os.path.join(folder, "whole.jsonl"))[0])
+    check("names are text, not markup", "<script" not in page)
+    check("the same log gives the same page", whole == make_page(folder, os.path.join(folder, "whole.jsonl"))[0])
 
 
 def check_refusals(folder):
     def refused(name, status, sentence, *arguments, **options):
         result = run(*arguments, status=status, **options)
-        report(name, result is not None and sentence in result.stderr and len(result.stderr.strip().splitlines()) == 1,
-               result and result.stderr)
+        check(name, result is not None and sentence in result.stderr and len(result.stderr.strip().splitlines()) == 1,
+              result and result.stderr)
 
     good, output = os.path.join(folder, "whole.jsonl"), os.path.join(folder, "refused.html")
     empty, text = os.path.join(folder, "empty.jsonl"), os.path.join(folder, "text.txt")
@@ -344,7 +340,7 @@ def check_refusals(folder):
     refused("an output folder that does not exist", 1, "No such file", good, "-o", os.path.join(folder, "no", "x.html"))
     refused("a full disk", 1, "File too large; free some space", good, "-o", output,
             preexec_fn=lambda: (__import__("signal").signal(25, 1), resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))))
-    report("nothing is left of a page that failed", not os.path.exists(output) and not os.path.exists(output + ".new"))
+    check("nothing is left of a page that failed", not os.path.exists(output) and not os.path.exists(output + ".new"))
 
 
 def check_size(folder):
@@ -357,8 +353,8 @@ def check_size(folder):
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     size = os.path.getsize(output) if result else 0
     limit = 3 if "STQUANT_SANITIZERS" not in os.environ else 60
-    report(f"100,000 lines of {os.path.getsize(path) >> 20} MiB: {seconds:.2f} s, {size / 1e6:.2f} MB",
-           result is not None and seconds < limit and 0 < size < 5e6)
+    check(f"100,000 lines of {os.path.getsize(path) >> 20} MiB: {seconds:.2f} s, {size / 1e6:.2f} MB",
+          result is not None and seconds < limit and 0 < size < 5e6)
 
 
 # ---- a real browser ----
@@ -424,10 +420,10 @@ def check_look(chromium, folder, page_path, page, dark):
         for pixel in row:
             counts[pixel] = counts.get(pixel, 0) + 1
     name = "dark" if dark else "light"
-    report(f"{name}: the background is the style's paper", max(counts, key=counts.get) == wanted["paper"],
-           max(counts, key=counts.get))
+    check(f"{name}: the background is the style's paper", max(counts, key=counts.get) == wanted["paper"],
+          max(counts, key=counts.get))
     seen = [key for key in ("r0", "r1", "w4", "w5", "bar", "tint", "d6") if counts.get(wanted[key], 0) > 20]
-    report(f"{name}: bars, widths, zones and ratios are painted in its colours", len(seen) == 7, seen)
+    check(f"{name}: bars, widths, zones and ratios are painted in its colours", len(seen) == 7, seen)
 
     def light(colour):
         return sum(weight * (part / 255) ** 2.2 for weight, part in zip((0.2126, 0.7152, 0.0722), colour))
@@ -437,7 +433,7 @@ def check_look(chromium, folder, page_path, page, dark):
                  for key in ("ink", "quiet", "r0", "r1", "r2", "r3", "r4", "r5")}
     # WCAG's 4.5 for text, 3 for lines; the colours of runs are text, too, in their labels.
     low = {key: value for key, value in contrasts.items() if value < (4.5 if key in ("ink", "quiet") else 3.5)}
-    report(f"{name}: texts and lines have enough contrast", not low, low)
+    check(f"{name}: texts and lines have enough contrast", not low, low)
 
 
 def check_narrow(chromium, folder, page_path):
@@ -453,15 +449,15 @@ def check_narrow(chromium, folder, page_path):
     shown = browse(chromium, folder, "--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom",
                    "file://" + frame)
     match = re.search(r"width (\d+) text ([\d.]+) out (.*?) end", shown)
-    report("narrow: the page is as wide as the screen", match and int(match.group(1)) <= 390, match and match.groups())
-    report("narrow: no text of a picture is cut off", match and match.group(3) == "", match and match.group(3))
-    report("narrow: texts stay readable", match and float(match.group(2)) >= 8, match and match.group(2))
+    check("narrow: the page is as wide as the screen", match and int(match.group(1)) <= 390, match and match.groups())
+    check("narrow: no text of a picture is cut off", match and match.group(3) == "", match and match.group(3))
+    check("narrow: texts stay readable", match and float(match.group(2)) >= 8, match and match.group(2))
 
 
 def check_browser(folder, page):
     chromium = find_chromium()
     if not chromium:
-        print("ok - the page in a browser # SKIP chromium is not installed (apt-get install chromium)")
+        skip("the page in a browser", "chromium is not installed (apt-get install chromium)")
         return
     path = os.path.join(folder, "page.html")
     with open(path, "w") as file:
@@ -483,7 +479,7 @@ def main():
         check_refusals(folder)
         check_size(folder)
         check_browser(folder, page)
-    return 1 if failures else 0
+    return tap.status()
 
 
 if __name__ == "__main__":

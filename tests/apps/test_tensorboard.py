@@ -7,8 +7,10 @@ import subprocess
 import sys
 import tempfile
 
+import tap
+from tap import check, skip
+
 COMMAND = os.environ["STQUANT_COMMAND"]
-failures = 0
 
 # Prints what TensorBoard itself reads.
 READER = """
@@ -23,12 +25,6 @@ print(json.dumps({"scalars": {tag: [[e.step, e.value] for e in events.Scalars(ta
                                         list(e.histogram_value.bucket_limit), list(e.histogram_value.bucket)]
                                        for e in events.Histograms(tag)] for tag in tags["histograms"]}}))
 """
-
-
-def report(name, passed, detail=""):
-    global failures
-    failures += not passed
-    print(f"{'ok' if passed else 'not ok'} - {name}{'' if passed else ': ' + str(detail)[:1500]}", flush=True)
 
 
 def crc32c(data):
@@ -112,13 +108,13 @@ def check_scalars(lines, scalars):
     for tag, key in pairs.items():
         expected = [(line["step"], line[key]) for line in lines if key in line]
         found = scalars.get(tag, [])
-        report(f"{tag} is the log's {key} at {len(expected)} steps",
-               [step for step, _ in found] == [step for step, _ in expected]
-               and all(near(a, b) for (_, a), (_, b) in zip(found, expected)), (found[:3], expected[:3]))
+        check(f"{tag} is the log's {key} at {len(expected)} steps",
+              [step for step, _ in found] == [step for step, _ in expected]
+              and all(near(a, b) for (_, a), (_, b) in zip(found, expected)), (found[:3], expected[:3]))
     decisions = [(line["step"], tensor) for line in lines for tensor in line.get("tensors", [])]
     wrong = [tensor["name"] for step, tensor in decisions if tensor["m_bits"] != 32
              for state in "mv" if (step, tensor[f"{state}_bits"]) not in scalars.get(f"bits_{state}/{tensor['name']}", [])]
-    report(f"widths at {len(decisions)} tensors and decisions", decisions and not wrong, wrong)
+    check(f"widths at {len(decisions)} tensors and decisions", decisions and not wrong, wrong)
 
 
 def check_histograms(histograms, parameters):
@@ -132,37 +128,37 @@ def check_histograms(histograms, parameters):
                     and low - 1e-9 <= total / count <= high + 1e-9
                     and squares / count >= (total / count) ** 2 * (1 - 1e-9)):
                 problems.append((tag, low, high, count, limits[:2], limits[-2:]))
-    report(f"{len(histograms)} histograms: sums, limits and extremes fit", histograms and not problems, problems[:3])
+    check(f"{len(histograms)} histograms: sums, limits and extremes fit", histograms and not problems, problems[:3])
     values = sum(entries[-1][3] for tag, entries in histograms.items() if tag.startswith("parameters/"))
     gradients = sum(entries[-1][3] for tag, entries in histograms.items() if tag.startswith("gradients/"))
-    report("they count every parameter and gradient", values == gradients == parameters, (values, gradients, parameters))
+    check("they count every parameter and gradient", values == gradients == parameters, (values, gradients, parameters))
     ones = histograms["parameters/h.0.ln_1.weight"][0]
-    report("a gain that begins near 1 has a histogram near 1", 0.9 < ones[1] <= ones[4] / ones[3] <= ones[2] < 1.1, ones)
+    check("a gain that begins near 1 has a histogram near 1", 0.9 < ones[1] <= ones[4] / ones[3] <= ones[2] < 1.1, ones)
     bits = histograms["bits/m"][-1]
-    report("the widths of the values have one, too", bits[3] == parameters and bits[1] >= 2 and bits[2] == 32, bits[:5])
+    check("the widths of the values have one, too", bits[3] == parameters and bits[1] >= 2 and bits[2] == 32, bits[:5])
 
 
 def check_package(folder, scalars, histograms):
     python = os.environ.get("STQUANT_PYTHON", sys.executable)
     found = subprocess.run([python, "-c", "import tensorboard"], capture_output=True)
     if found.returncode != 0:
-        print("ok - TensorBoard reads the file # SKIP tensorboard cannot be imported (pip install tensorboard, STQUANT_PYTHON)")
+        skip("TensorBoard reads the file", "tensorboard cannot be imported (pip install tensorboard, STQUANT_PYTHON)")
         return
     result = subprocess.run([python, "-c", READER, folder], capture_output=True, text=True)
     if result.returncode != 0:
-        report("TensorBoard reads the file", False, result.stderr)
+        check("TensorBoard reads the file", False, result.stderr)
         return
     read = json.loads(result.stdout)
-    report("TensorBoard reads every scalar", {tag: [tuple(pair) for pair in pairs] for tag, pairs in read["scalars"].items()}
-           == scalars, set(read["scalars"]) ^ set(scalars))
+    check("TensorBoard reads every scalar", {tag: [tuple(pair) for pair in pairs] for tag, pairs in read["scalars"].items()}
+          == scalars, set(read["scalars"]) ^ set(scalars))
     expected = {tag: [[step, count, low, high, total, squares, limits, counts]
                       for step, low, high, count, total, squares, limits, counts in entries]
                 for tag, entries in histograms.items()}
-    report("TensorBoard reads every histogram", read["histograms"] == expected, set(read["histograms"]) ^ set(expected))
+    check("TensorBoard reads every histogram", read["histograms"] == expected, set(read["histograms"]) ^ set(expected))
 
 
 def main():
-    report("CRC-32C of the standard's test string", crc32c(b"123456789") == 0xE3069283)
+    check("CRC-32C of the standard's test string", crc32c(b"123456789") == 0xE3069283)
     with tempfile.TemporaryDirectory() as folder:
         text, log, events = (os.path.join(folder, name) for name in ("text.txt", "run.jsonl", "board/run"))
         with open(text, "w") as file:
@@ -172,26 +168,26 @@ def main():
                    "--state-bits", "6", "--log", log]
         run = subprocess.run([*command, "--tensorboard", events], capture_output=True, text=True)
         names = os.listdir(events) if os.path.isdir(events) else []
-        report("a run writes one event file, in a folder that it makes", run.returncode == 0 and len(names) == 1
-               and names[0].startswith("events.out.tfevents."), (run.stderr, names))
+        check("a run writes one event file, in a folder that it makes", run.returncode == 0 and len(names) == 1
+              and names[0].startswith("events.out.tfevents."), (run.stderr, names))
         if not names:
             return 1
         with open(log) as file:
             lines = [json.loads(line) for line in file]
         with open(os.path.join(events, names[0]), "rb") as file:
             scalars, histograms, versions = decode(file.read())
-        report("the first record names the format's version", versions == [b"brain.Event:2"], versions)
+        check("the first record names the format's version", versions == [b"brain.Event:2"], versions)
         check_scalars(lines, scalars)
         check_histograms(histograms, lines[0]["run"]["parameters"])
         check_package(events, scalars, histograms)
         for name, path, sentence in (("a folder that cannot be made", "/proc/nothing", "Cannot make the folder"),
                                      ("a file in the folder's place", text, "Cannot write")):
             run = subprocess.run([*command, "--tensorboard", path], capture_output=True, text=True)
-            report(name + " is refused", run.returncode == 1 and sentence in run.stderr, run.stderr)
+            check(name + " is refused", run.returncode == 1 and sentence in run.stderr, run.stderr)
         full = subprocess.run(["bash", "-c", 'ulimit -f 16; trap "" XFSZ; exec "$@"', "bash", *command[:-2], "--tensorboard",
                                os.path.join(folder, "full")], capture_output=True, text=True)
-        report("a full disk ends the run with a sentence", full.returncode == 1 and "free some space" in full.stderr, full.stderr)
-    return 1 if failures else 0
+        check("a full disk ends the run with a sentence", full.returncode == 1 and "free some space" in full.stderr, full.stderr)
+    return tap.status()
 
 
 if __name__ == "__main__":

@@ -5,15 +5,11 @@ import subprocess
 import sys
 import tempfile
 
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
-failures = 0
 ERRORS = 7  # widths 2 to 8
-
-
-def report(name, passed, detail=""):
-    global failures
-    failures += not passed
-    print(f"{'ok' if passed else 'not ok'} - {name}{'' if passed else ': ' + str(detail)}", flush=True)
 
 
 def run(*arguments):
@@ -34,31 +30,31 @@ def check_trace(folder):
     path = os.path.join(folder, "trace.jsonl")
     plain, traced = os.path.join(folder, "plain.json"), os.path.join(folder, "traced.json")
     results = [train(folder, "--summary", plain), train(folder, "--summary", traced, "--trace", path)]
-    report("runs with and without a trace", all(result.returncode == 0 for result in results), results[-1].stderr)
+    check("runs with and without a trace", all(result.returncode == 0 for result in results), results[-1].stderr)
     losses = [json.load(open(name))["validation_loss"] for name in (plain, traced)]
-    report("a trace does not disturb the run", losses[0] == losses[1], losses)
+    check("a trace does not disturb the run", losses[0] == losses[1], losses)
     lines = [json.loads(line) for line in open(path)]
-    report("a first line with version and decays", lines[0]["stquant_trace"] == 1 and lines[0]["beta1"] == 0.9, lines[0])
+    check("a first line with version and decays", lines[0]["stquant_trace"] == 1 and lines[0]["beta1"] == 0.9, lines[0])
     steps = [line["step"] for line in lines[1:]]
-    report("a line for each decision", steps == [1, 10, 20, 30, 40, 60], steps)
+    check("a line for each decision", steps == [1, 10, 20, 30, 40, 60], steps)
     last = lines[-1]["tensors"]
     for state in ("m_error", "v_error"):
         lists = [tensor[state] for tensor in last]
-        report(f"{state} has all widths and falls with them", lists and all(
+        check(f"{state} has all widths and falls with them", lists and all(
             len(one) == ERRORS and one[0] > one[2] > one[4] > one[6] > 0 for one in lists), lists)
     names = {"n", "r", "sharpness", "kurtosis", "row_spread", "near_zero", "volatility", "depth", "m_range", "v_range", "zone"}
-    report("every factor of every tensor", all(names <= set(tensor) for tensor in last), last[:1])
+    check("every factor of every tensor", all(names <= set(tensor) for tensor in last), last[:1])
     return path
 
 
 def check_factors(path):
     result = run("factors", path, "--k", "2", "--json")
     found = json.loads(result.stdout) if result.returncode == 0 else {}
-    report("factors prints the selection", found and len(found["selected"]) == 2 and len(found["best"]) == 2
-           and found["value"] >= found["bound"] * found["best_value"] - 1e-9 and 0 <= found["gamma"] <= 1, found or result.stderr)
+    check("factors prints the selection", found and len(found["selected"]) == 2 and len(found["best"]) == 2
+          and found["value"] >= found["bound"] * found["best_value"] - 1e-9 and 0 <= found["gamma"] <= 1, found or result.stderr)
     result = run("factors", path, "--held-out", path, "--json")
     found = json.loads(result.stdout) if result.returncode == 0 else {}
-    report("held-out traces are scored", found and abs(found["held_out_value"] - found["value"]) < 1e-9, found or result.stderr)
+    check("held-out traces are scored", found and abs(found["held_out_value"] - found["value"]) < 1e-9, found or result.stderr)
 
 
 def check_refusal(name, folder, text, *words):
@@ -66,8 +62,8 @@ def check_refusal(name, folder, text, *words):
     with open(path, "w") as file:
         file.write(text)
     result = run("factors", path)
-    report(name, result.returncode == 1 and result.stderr.count("\n") == 1 and not result.stdout
-           and all(word in result.stderr for word in words), result.stderr or result.returncode)
+    check(name, result.returncode == 1 and result.stderr.count("\n") == 1 and not result.stdout
+          and all(word in result.stderr for word in words), result.stderr or result.returncode)
 
 
 def main():
@@ -93,20 +89,20 @@ def main():
         for name, widths, word in (("a pattern that matches nothing", "nothing=4,4", "nothing"), ("a width out of range", "wte=9,4", "wte=9,4"),
                                    ("a width of one moment alone", "wte=32,4", "32")):
             result = train(folder, "--bits-for", widths)
-            report(name, result.returncode == 2 and word in result.stderr and result.stderr.count("\n") == 1, result.stderr)
+            check(name, result.returncode == 2 and word in result.stderr and result.stderr.count("\n") == 1, result.stderr)
         result = train(folder, "--bits-for", "wte=6,8", "--state-bits", "7")
-        report("widths for a pattern", result.returncode == 0, result.stderr)
+        check("widths for a pattern", result.returncode == 0, result.stderr)
         result = train(folder, "--shared-v", "nothing*")
-        report("a pattern of shared moments that matches nothing", result.returncode == 2 and "nothing*" in result.stderr, result.stderr)
+        check("a pattern of shared moments that matches nothing", result.returncode == 2 and "nothing*" in result.stderr, result.stderr)
         summary = os.path.join(folder, "summary.json")
         losses = []
         for more in (("--policy", "fixed", "--m-bits", "5"), ("--optimizer", "fixed", "--m-bits", "5")):
             result = train(folder, *more, "--summary", summary)
             losses.append(json.load(open(summary))["validation_loss"] if result.returncode == 0 else result.stderr)
-        report("--policy fixed is --optimizer fixed", losses[0] == losses[1], losses)
+        check("--policy fixed is --optimizer fixed", losses[0] == losses[1], losses)
         result = train(folder, "--state-bits", "1")
-        report("a cap that cannot hold names the smallest", result.returncode == 2 and "smallest possible" in result.stderr, result.stderr)
-    return failures != 0
+        check("a cap that cannot hold names the smallest", result.returncode == 2 and "smallest possible" in result.stderr, result.stderr)
+    return tap.status()
 
 
 if __name__ == "__main__":

@@ -17,15 +17,12 @@ import tempfile
 import termios
 import time
 
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 SMALL = ["--layers", "1", "--width", "64", "--heads", "2", "--context", "32", "--sequence-length", "16",
          "--batch", "4", "--threads", "1", "--sample-length", "20"]
-results = []
-
-
-def check(name, condition, detail=""):
-    results.append(bool(condition))
-    print(f"{'ok' if condition else 'not ok'} - {name}" + ("" if condition or not detail else f": {detail}"), flush=True)
 
 
 def run(*arguments, **options):
@@ -268,7 +265,7 @@ def main():
         for test in (test_log, test_repeatable, test_bad_options, test_device, test_bad_data, test_full_disk, test_stop,
                      test_terminal, test_divergence):
             test(folder, text)
-    return 0 if all(results) else 1
+    return tap.status()
 
 
 if __name__ == "__main__":

@@ -8,16 +8,12 @@ import subprocess
 import sys
 import tempfile
 
+import tap
+from tap import check
+
 COMMAND = os.environ["STQUANT_COMMAND"]
 SEED = 41
-failures = 0
 SMALL = ["--layers", "2", "--width", "32", "--heads", "2", "--batch", "32", "--threads", "1", "--learning-rate", "0.006"]
-
-
-def report(name, passed, detail=""):
-    global failures
-    failures += not passed
-    print(f"{'ok' if passed else 'not ok'} - {name}{'' if passed else ': ' + str(detail)}", flush=True)
 
 
 def train(*arguments):
@@ -68,26 +64,26 @@ def check_learning(folder, images):
     run = train("--data", images, *SMALL, "--flip", 0, "--steps", 160, "--validate-every", 40, "--optimizer", "fixed",
                 "--state-bits", 8, "--log", log, "--summary", summary)
     if run.returncode != 0:
-        report("a small model learns the classes", False, run.stderr)
+        check("a small model learns the classes", False, run.stderr)
         return
     with open(log) as file:
         lines = [json.loads(line) for line in file]
     with open(summary) as file:
         told = json.load(file)
-    report("a small model learns the classes", lines[-1]["validation_top1"] > 0.95, lines[-1])
-    report("the log has images, not tokens, a second", all(line["images_per_s"] > 0 and "tokens_per_s" not in line
-                                                          for line in lines))
+    check("a small model learns the classes", lines[-1]["validation_top1"] > 0.95, lines[-1])
+    check("the log has images, not tokens, a second", all(line["images_per_s"] > 0 and "tokens_per_s" not in line
+                                                         for line in lines))
     validated = [line["step"] for line in lines if "validation_top1" in line]
-    report("top-1 is logged with the validation loss", validated == [40, 80, 120, 160]
-           and validated == [line["step"] for line in lines if "validation_loss" in line], validated)
+    check("top-1 is logged with the validation loss", validated == [40, 80, 120, 160]
+          and validated == [line["step"] for line in lines if "validation_loss" in line], validated)
     shape = {"layers": 2, "width": 32, "heads": 2, "patch": 4, "channels": 1, "rows": 16, "columns": 16, "classes": 10}
-    report("the first line describes the run", lines[0]["run"]["model"] == "vit" and lines[0]["run"]["shape"] == shape,
-           lines[0]["run"])
+    check("the first line describes the run", lines[0]["run"]["model"] == "vit" and lines[0]["run"]["shape"] == shape,
+          lines[0]["run"])
     names = [tensor["name"] for tensor in lines[0].get("tensors", [])]
-    report("decisions name the tensors", not names or "patch.weight" in names and "h.1.mlp.c_fc.weight" in names, names)
-    report("the summary has the same figures", told["validation_top1"] == lines[-1]["validation_top1"]
-           and told["images_per_s"] > 0 and told["shape"] == shape, told)
-    report("and the table", f"top-1               {100 * told['validation_top1']:.2f} %" in run.stdout, run.stdout)
+    check("decisions name the tensors", not names or "patch.weight" in names and "h.1.mlp.c_fc.weight" in names, names)
+    check("the summary has the same figures", told["validation_top1"] == lines[-1]["validation_top1"]
+          and told["images_per_s"] > 0 and told["shape"] == shape, told)
+    check("and the table", f"top-1               {100 * told['validation_top1']:.2f} %" in run.stdout, run.stdout)
 
 
 def check_repeating(folder, images):
@@ -97,19 +93,19 @@ def check_repeating(folder, images):
         run = train("--data", images, *SMALL, "--steps", 12, "--dropout", 0.2, "--optimizer", "adamw", "--log", log)
         with open(log) as file:
             losses.append([json.loads(line)["train_loss"] for line in file])
-    report("the same seed gives the same losses, dropout, moves and mirrors included",
-           run.returncode == 0 and len(losses[0]) == 12 and losses[0] == losses[1], losses)
+    check("the same seed gives the same losses, dropout, moves and mirrors included",
+          run.returncode == 0 and len(losses[0]) == 12 and losses[0] == losses[1], losses)
     log = os.path.join(folder, "other.jsonl")
     train("--data", images, *SMALL, "--steps", 12, "--dropout", 0.2, "--optimizer", "adamw", "--log", log, "--seed", 2)
     with open(log) as file:
-        report("another seed others", [json.loads(line)["train_loss"] for line in file] != losses[0])
+        check("another seed others", [json.loads(line)["train_loss"] for line in file] != losses[0])
 
 
 def refused(name, status, sentence, *arguments):
     run = train(*arguments)
     lines = run.stderr.strip().splitlines()
-    report(name, run.returncode == status and sentence in run.stderr and lines[0].startswith("stquant train vit: ")
-           and len(lines) == 1, (run.returncode, run.stderr))
+    check(name, run.returncode == status and sentence in run.stderr and lines[0].startswith("stquant train vit: ")
+          and len(lines) == 1, (run.returncode, run.stderr))
 
 
 def damage(folder, images, name, change):
@@ -161,8 +157,8 @@ def check_other_images(folder, images):
             ("--init", ["train", "vit", "--data", small, *options, "--init", os.path.join(run, "step-00000002")],
              "'positions.weight' has another shape")):
         result = subprocess.run([COMMAND, *map(str, command)], capture_output=True, text=True)
-        report(f"{name} with images of another size", trained.returncode == 0 and result.returncode == 2 and sentence in result.stderr
-               and result.stderr.count("\n") == 1, trained.stderr + result.stderr)
+        check(f"{name} with images of another size", trained.returncode == 0 and result.returncode == 2 and sentence in result.stderr
+              and result.stderr.count("\n") == 1, trained.stderr + result.stderr)
 
 
 def check_bad_options(folder, images):
@@ -187,12 +183,12 @@ def main():
         check_learning(folder, images)
         check_repeating(folder, plain)
         run = train("--data", cifar, *SMALL, "--steps", 3, "--optimizer", "adamw")
-        report("CIFAR-10's binary files are read", run.returncode == 0
-               and "160 of 32 x 32 pixels, 3 channels; 50 test images" in run.stdout, run.stdout + run.stderr)
+        check("CIFAR-10's binary files are read", run.returncode == 0
+              and "160 of 32 x 32 pixels, 3 channels; 50 test images" in run.stdout, run.stdout + run.stderr)
         check_bad_files(folder, images, plain, cifar)
         check_bad_options(folder, images)
         check_other_images(folder, plain)
-    return 1 if failures else 0
+    return tap.status()
 
 
 if __name__ == "__main__":

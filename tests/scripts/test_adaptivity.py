@@ -1,4 +1,4 @@
-"""`bench/adaptivity --table`: means, deviations and paired differences of known rows."""
+"""`bench/adaptivity --tables`: means, deviations and paired differences of known rows."""
 import os
 import subprocess
 import sys
@@ -21,14 +21,14 @@ def main():
         path = os.path.join(folder, "rows.csv")
         with open(path, "w") as file:
             file.write("\n".join([HEAD, *rows]) + "\n")
-        result = subprocess.run([os.path.join(SOURCE, "bench/adaptivity"), "--table", "--out", path], capture_output=True, text=True)
+        result = subprocess.run([os.path.join(SOURCE, "bench/adaptivity"), "--tables", "--out", path], capture_output=True, text=True)
         expected = ("Learning rate 0.002.", "| float32 | m | 3 | 32.00 | 1.1000 ± 0.1000 |  |",
                     "| fixed 4,4 | m | 3 | 4.50 | 1.1110 ± 0.1010 | 1.00 ± 0.00 % |")
         passed = result.returncode == 0 and all(line in result.stdout for line in expected)
         print(f"{'ok' if passed else 'not ok'} - the table of known rows{'' if passed else ': ' + result.stdout + result.stderr}")
         with open(path, "w") as file:
             file.write("\n".join([HEAD, rows[0]]) + "\n")
-        result = subprocess.run([os.path.join(SOURCE, "bench/adaptivity"), "--table", "--out", path], capture_output=True, text=True)
+        result = subprocess.run([os.path.join(SOURCE, "bench/adaptivity"), "--tables", "--out", path], capture_output=True, text=True)
         refused = result.returncode == 1 and "no complete sweep" in result.stderr
         print(f"{'ok' if refused else 'not ok'} - an incomplete sweep is named{'' if refused else ': ' + result.stderr}")
     return not (passed and refused)

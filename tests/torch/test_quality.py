@@ -108,9 +108,10 @@ def test_failure(folder):
                 "headline": True, "steps": 4}
     impossible = {"name": "impossible", "model": "gpt2-toy", "optimizer": "stquant", "seed": 1, "rate": 0.01, "settings": {"state_bits": 0.5}}
     plan.write_text(json.dumps([impossible, headline]))
-    run(folder, str(plan))
+    result = run(folder, str(plan))
     failed, large = rows_of(folder / "out/quality-failures.csv"), rows_of(folder / "out/headline.csv")
     check(len(failed) == 1 and "CapTooSmall" in failed[0]["reason"], "a run that fails is listed with its reason")
+    check(result.returncode == 1, "and the exit status tells")
     check(len(large) == 1 and 6 < float(large[0]["all_in_bits"]) <= 32, "and the next, a short one for memory and time, is made")
     result = run(folder, "no-such-plan")
     check(result.returncode == 2 and "no-such-plan" in result.stderr, "an unknown plan is named")
