@@ -254,7 +254,7 @@ static stq_status take_factors(stq_adamw *o, const stq_measure *measure) {
         if (score->rows == 0 || o->exempt[i])
             continue;
         if (score->largest_bits >= 0x7f800000u)
-            status = stq_error(STQ_INVALID_ARGUMENT, "tensor %s: its gradient has elements that are not finite",
+            status = stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient has elements that are not finite.",
                                o->tensors[i].name);
         else
             factors[i] = finish_factors(score, &o->tensors[i], measure->gate->unscale);

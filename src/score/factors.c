@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "common/error.h"
+#include "quant/convert.h"
 #include "score/power.h"
 #include <stquant/score.h>
 
@@ -99,7 +100,7 @@ static stq_status power_iterations(const score_job *job, double norms[2], stq_ro
     int threads = job->threads < rows ? job->threads : (int)rows;
     int32_t *y = malloc(((size_t)rows + (size_t)threads * (size_t)cols) * sizeof *y);
     if (!y)
-        return stq_error(STQ_OUT_OF_MEMORY, "no memory for the factors of a %lld x %lld tensor: use fewer threads",
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory for the factors of a %lld x %lld tensor; use fewer threads.",
                          (long long)rows, (long long)cols);
     int32_t *z = y + rows;
     float *x = (float *)(void *)z;
@@ -148,16 +149,16 @@ stq_factors stq_score_finish(const stq_tensor *tensor, const stq_moment_sums *su
 static stq_status check_arguments(const stq_tensor *tensor, const void *gradient, float unscale) {
     const char *name = tensor->name ? tensor->name : "(unnamed)";
     if (tensor->rows < 1 || tensor->cols < 1 || tensor->cols > ((int64_t)1 << 38) / tensor->rows)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: a shape of %lld x %lld is out of range", name,
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': a shape of %lld x %lld is out of range.", name,
                          (long long)tensor->rows, (long long)tensor->cols);
     if (tensor->first != 0 || tensor->count != tensor->rows * tensor->cols)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: factors need the whole gradient, not a slice of it", name);
-    if (stq_dtype_size(tensor->gradient_type) == 0)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: unknown gradient type %d", name, (int)tensor->gradient_type);
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': factors need the whole gradient, not a slice of it.", name);
+    if (!stq_is_float_type(tensor->gradient_type))
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient has an element type that is no float.", name);
     if (!gradient)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: its gradient is NULL", name);
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient is NULL.", name);
     if (!(unscale > 0) || !isfinite(unscale))
-        return stq_error(STQ_INVALID_ARGUMENT, "unscale is %g; it must be finite and above 0", (double)unscale);
+        return stq_error(STQ_INVALID_ARGUMENT, "unscale is %g; use 1, or 1 / loss scale.", (double)unscale);
     return STQ_OK;
 }
 
@@ -168,7 +169,7 @@ stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, flo
     stq_moment_sums sums;
     stq_tensor_moments(&sums, gradient, tensor->gradient_type, tensor->count, threads);
     if (sums.largest_bits >= 0x7f800000u)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: its gradient has elements that are not finite",
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient has elements that are not finite.",
                          tensor->name ? tensor->name : "(unnamed)");
     if (sums.largest_bits == 0) {
         *factors = (stq_factors){.r = 1, .depth = tensor->depth};

@@ -331,6 +331,10 @@ static void test_bad_input_is_named(void **state) {
     assert_int_equal(stq_score_factors(&tensor, NULL, 1, 1, &factors), STQ_INVALID_ARGUMENT);
     tensor.count = 32;
     assert_int_equal(stq_score_factors(&tensor, g, 1, 1, &factors), STQ_INVALID_ARGUMENT);
+    tensor = stq_tensor_whole("packed", 8, 8);
+    tensor.gradient_type = STQ_UINT8;
+    assert_int_equal(stq_score_factors(&tensor, g, 1, 1, &factors), STQ_INVALID_ARGUMENT);
+    assert_non_null(strstr(stq_last_error(), "packed"));
     tensor = stq_tensor_whole("huge", (int64_t)1 << 38, 2);
     assert_int_equal(stq_score_factors(&tensor, g, 1, 1, &factors), STQ_INVALID_ARGUMENT);
     assert_true(factors.n == 42);
