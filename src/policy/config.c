@@ -137,7 +137,8 @@ stq_status stq_policy_init(stq_policy *policy, const stq_policy_tensor *tensors,
     double from_bits = floor(config.state_bits * values / 8);
     uint64_t cap = config.cap_bytes;
     if (cap == 0)
-        cap = from_bits < 9e18 ? (uint64_t)from_bits : UINT64_MAX / 2;
+        cap = from_bits < 9e18 ? (uint64_t)from_bits : INT64_MAX;
+    cap = cap < INT64_MAX ? cap : INT64_MAX; /* what decisions count in */
     if (cap < policy->smallest_bytes) {
         /* Rounded up in the fourth decimal, so that the figure named is one that works. */
         double smallest = ceil(8e4 * (double)policy->smallest_bytes / values) / 1e4;
