@@ -80,11 +80,14 @@ stq_status stq_adamw_save_records(const stq_adamw *o, stq_adamw_record *record, 
 /* Logarithms of doubles, and what is made of them, lie far inside this. */
 static bool is_logarithm(double x) { return isnan(x) || fabs(x) <= 1000.0; }
 
+/* Sums of a few counts are counts, too. */
+static bool is_count(int64_t count) { return count >= 0 && count <= INT64_MAX / 4; }
+
 static stq_status check_record(const stq_adamw_record *record) {
     if (record->version != STQ_RECORD_VERSION)
         return stq_error(STQ_UNSUPPORTED, "The optimizer's record has version %u; this library reads version %d.",
                          record->version, STQ_RECORD_VERSION);
-    if (record->steps < 0 || record->steps > INT64_MAX / 2 || record->skipped < 0)
+    if (!is_count(record->steps) || !is_count(record->skipped))
         return stq_error(STQ_CORRUPT, "The optimizer's record counts %lld steps and %lld skipped ones.",
                          (long long)record->steps, (long long)record->skipped);
     uint32_t ahead = record->pending & 0xff, ago = record->pending >> 8;
@@ -92,10 +95,13 @@ static stq_status check_record(const stq_adamw_record *record) {
         (ahead < 1 || ahead > STQ_LARGEST_DELAY || ago >= STQ_LARGEST_DELAY || ago >= record->steps))
         return stq_error(STQ_CORRUPT, "The optimizer's record has a decision %u steps ago, to be made in %u, of %lld.",
                          ago, ahead, (long long)record->steps);
-    if (record->decisions < 0 || record->forced < 0 || record->last_step < 0 || record->last_step > record->steps + 1 ||
-        record->last_bytes > INT64_MAX)
-        return stq_error(STQ_CORRUPT, "The optimizer's record counts %lld decisions, the last at step %lld of %lld.",
-                         (long long)record->decisions, (long long)record->last_step, (long long)record->steps);
+    if (!is_count(record->decisions) || !is_count(record->forced) || record->last_step < 0 ||
+        record->last_step > record->steps + 1 || record->last_bytes > INT64_MAX)
+        return stq_error(
+            STQ_CORRUPT,
+            "The optimizer's record counts %lld decisions, the last at step %lld of %lld, and %lld forced demotions.",
+            (long long)record->decisions, (long long)record->last_step, (long long)record->steps,
+            (long long)record->forced);
     if (!is_logarithm(record->log_n_average) || !is_logarithm(record->log_r_average) ||
         !is_logarithm(record->log_n_peak))
         return stq_error(STQ_CORRUPT, "The optimizer's record has averages of log n and log r of %g and %g, peak %g.",

@@ -399,7 +399,7 @@ static void test_hostile_records(void **state) {
     stq_adamw_record good, record;
     stq_tensor_record good_tensors[TENSORS], tensors[TENSORS];
     assert_int_equal(stq_adamw_save_records(m.optimizer, &good, good_tensors, TENSORS), STQ_OK);
-    for (int spoiled = 0; spoiled < 15; spoiled++) {
+    for (int spoiled = 0; spoiled < 18; spoiled++) {
         record = good;
         memcpy(tensors, good_tensors, sizeof tensors);
         stq_status expected = STQ_CORRUPT;
@@ -449,6 +449,15 @@ static void test_hostile_records(void **state) {
             break;
         case 14:
             tensors[3].last_log_n = -INFINITY;
+            break;
+        case 15:
+            record.skipped = INT64_MAX;
+            break;
+        case 16:
+            record.decisions = INT64_MAX;
+            break;
+        case 17:
+            record.forced = INT64_MAX;
             break;
         }
         assert_int_equal(stq_adamw_restore(m.optimizer, &record, tensors, TENSORS), expected);
