@@ -317,8 +317,9 @@ STQ_API stq_status stq_adamw_read_state(const stq_adamw *optimizer, size_t index
  * @param first      first element. What of the range is not held here is ignored; where the state is coded, blocks
  *                   held here must lie whole in the range or not at all
  * @param count      number of elements, 0 or more
- * Errors: STQ_INVALID_ARGUMENT (range, cut blocks), STQ_CORRUPT (scale words that no encoder writes, moments that are
- * not finite or, in v, negative); the range is undefined then.
+ * Errors: STQ_INVALID_ARGUMENT (range, cut blocks, a plane that is missing: nothing is written), STQ_UNSUPPORTED (a
+ * part of a shared second moment), STQ_CORRUPT (scale words that no encoder writes, moments that are not finite or, in
+ * v, negative; -0 counts as 0), STQ_OUT_OF_MEMORY; the range is undefined after the last two.
  */
 STQ_API stq_status stq_adamw_write_state(stq_adamw *optimizer, size_t index, stq_state state, const stq_planes *source,
                                          int64_t first, int64_t count);

@@ -495,13 +495,41 @@ static void test_hostile_contents(void **state) {
     close_model(&m);
 }
 
+/* -0 is no negative second moment, and counts as 0: the other values of its block are coded as beside a 0. */
+static void test_negative_zeros(void **state) {
+    (void)state;
+    stq_adamw_config config = configuration(STQ_POLICY_FIXED, 5.0);
+    float *values[2], *found[2];
+    for (int which = 0; which < 2; which++) {
+        model m;
+        open_model(&m, &config);
+        run_steps(&m, 0, 1);
+        int64_t count = m.tensors[0].count;
+        values[which] = malloc((size_t)count * sizeof(float));
+        for (int64_t k = 0; k < count; k++) {
+            float deviation = test_gaussian(5, (uint32_t)k);
+            values[which][k] = k % 7 == 0 ? (which ? -0.0f : 0.0f) : 1e-6f * deviation * deviation;
+        }
+        stq_planes plain = {.base = (uint8_t *)values[which], .bits = 32};
+        assert_int_equal(stq_adamw_write_state(m.optimizer, 0, STQ_SECOND_MOMENT, &plain, 0, count), STQ_OK);
+        found[which] = read_whole(&m, 0, STQ_SECOND_MOMENT);
+        if (which)
+            assert_memory_equal(found[0], found[1], (size_t)count * sizeof(float));
+        close_model(&m);
+    }
+    for (int which = 0; which < 2; which++) {
+        free(values[which]);
+        free(found[which]);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_resume_is_exact),  cmocka_unit_test(test_fresh_state),
         cmocka_unit_test(test_read_ranges),      cmocka_unit_test(test_import_float32),
         cmocka_unit_test(test_lower_cap),        cmocka_unit_test(test_import_shared),
         cmocka_unit_test(test_slices),           cmocka_unit_test(test_hostile_records),
-        cmocka_unit_test(test_hostile_contents),
+        cmocka_unit_test(test_hostile_contents), cmocka_unit_test(test_negative_zeros),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
