@@ -104,8 +104,9 @@ typedef struct stq_step_result {
  * pass that decodes, updates and encodes. `result` may be NULL.
  *
  * A non-finite gradient skips the step whole and is not an error. Without any gradient nothing happens, and no step is
- * counted. On STQ_OUT_OF_MEMORY (a promotion could not be
- * allocated) the step is made at the old widths and the status is STQ_OK; other errors leave everything as before.
+ * counted. A promotion for which there is no memory is put off, which is no error either. After an error parameters,
+ * step count and moments are as before, but for second moments that were to be shared from this step on and may be so
+ * already; widths may have been decided.
  */
 STQ_API stq_status stq_adamw_step(stq_adamw *optimizer, const stq_step *step, stq_step_result *result);
 
