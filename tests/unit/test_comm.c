@@ -313,6 +313,15 @@ static void test_refusals(void **state) {
     assert_int_equal(stq_comm_all_reduce(comm, &value, -1, STQ_COMM_FLOAT32, STQ_COMM_SUM, "x"), STQ_INVALID_ARGUMENT);
     assert_int_equal(stq_comm_all_reduce(comm, &value, 1, (stq_comm_type)99, STQ_COMM_SUM, "x"), STQ_INVALID_ARGUMENT);
     assert_int_equal(stq_comm_broadcast(comm, &value, 1, STQ_COMM_FLOAT32, 2, "x"), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_comm_all_reduce(comm, &value, 1, STQ_COMM_FLOAT32, (stq_comm_operation)3, "x"),
+                     STQ_INVALID_ARGUMENT);
+    void *request;
+    int64_t counts[] = {1, -1};
+    assert_int_equal(stq_comm_reduce_scatter(comm, &value, counts, STQ_COMM_FLOAT32, "x"), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_comm_all_gather(comm, &value, counts, STQ_COMM_FLOAT32, "x"), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_comm_start_reduce_scatter(comm, &value, counts, STQ_COMM_FLOAT32, &request, "x"),
+                     STQ_INVALID_ARGUMENT);
+    assert_null(request);
     stq_comm_destroy(comm);
 }
 
