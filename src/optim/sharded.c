@@ -72,15 +72,13 @@ static stq_status check_layout(const stq_adamw_config *config, const stq_tensor 
     int64_t end = 0;
     for (size_t i = 0; i < count; i++) {
         const stq_tensor *t = &tensors[i];
-        if (t->rows < 1 || t->cols < 1 || t->first != 0 || t->count != elements_of(t) ||
-            !has_types(t, &tensors[0], config->device))
-            return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' must be whole and %s to be sharded.",
-                             t->name ? t->name : "",
+        if (t->first != 0 || t->count != elements_of(t) || !has_types(t, &tensors[0], config->device))
+            return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' must be whole and %s to be sharded.", t->name,
                              config->device == STQ_DEVICE_CPU ? "float32" : "of the types of the first tensor");
-        if (flat->offsets[i] < end || flat->offsets[i] + t->count > flat->length)
+        if (flat->offsets[i] < end || flat->offsets[i] > flat->length || t->count > flat->length - flat->offsets[i])
             return stq_error(STQ_INVALID_ARGUMENT,
-                             "Tensor '%s' at %lld overlaps its neighbour or leaves the flat buffer of %lld.",
-                             t->name ? t->name : "", (long long)flat->offsets[i], (long long)flat->length);
+                             "Tensor '%s' at %lld overlaps its neighbour or leaves the flat buffer of %lld.", t->name,
+                             (long long)flat->offsets[i], (long long)flat->length);
         end = flat->offsets[i] + t->count;
     }
     return STQ_OK;
@@ -98,14 +96,12 @@ static uint64_t configuration_digest(const stq_adamw_config *config, const stq_t
                                      const stq_flat *flat) {
     const stq_policy_config *p = &config->policy;
     double reals[] = {p->state_bits, p->annealing, config->error_compensation};
-    int64_t integers[] = {(int64_t)p->kind,      (int64_t)p->cap_bytes,
-                          (int64_t)p->cap_mode,  p->fixed_m_bits,
-                          p->fixed_v_bits,       p->lowest_bits,
-                          p->highest_bits,       p->decide_every,
-                          p->decision_delay,     p->planned_steps,
-                          (int64_t)config->seed, config->exempt_below,
-                          (int64_t)count,        (int64_t)config->group_count,
-                          flat->length,          config->counts_as_cpu};
+    int64_t integers[] = {
+        (int64_t)p->kind,      (int64_t)p->cap_bytes, (int64_t)p->cap_mode, p->fixed_m_bits,
+        p->fixed_v_bits,       p->lowest_bits,        p->highest_bits,      p->decide_every,
+        p->decision_delay,     p->planned_steps,      (int64_t)p->shared_v, (int64_t)config->device,
+        (int64_t)config->seed, config->exempt_below,  (int64_t)count,       (int64_t)config->group_count,
+        flat->length,          config->counts_as_cpu};
     uint64_t digest = mix(mix(UINT64_C(0xcbf29ce484222325), reals, sizeof reals), integers, sizeof integers);
     if (config->groups)
         digest = mix(digest, config->groups, config->group_count * sizeof *config->groups);
@@ -120,6 +116,7 @@ static uint64_t configuration_digest(const stq_adamw_config *config, const stq_t
                            (int64_t)t->gradient_type,
                            flat->offsets[i]};
         digest = mix(mix(digest, t->name, strlen(t->name)), shape, sizeof shape);
+        digest = mix(digest, &t->depth, sizeof t->depth);
     }
     return digest;
 }
