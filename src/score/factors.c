@@ -152,7 +152,8 @@ static stq_status check_arguments(const stq_tensor *tensor, const void *gradient
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': a shape of %lld x %lld is out of range.", name,
                          (long long)tensor->rows, (long long)tensor->cols);
     if (tensor->first != 0 || tensor->count != tensor->rows * tensor->cols)
-        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': factors need the whole gradient, not a slice of it.", name);
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': factors need the whole gradient, not a slice of it.",
+                         name);
     if (!stq_is_float_type(tensor->gradient_type))
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient has an element type that is no float.", name);
     if (!gradient)
