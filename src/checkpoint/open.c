@@ -267,7 +267,7 @@ static stq_status gather_arrays(stq_checkpoint *c) {
 static stq_status check_state(const stq_checkpoint *c, const stq_slice *slice, stq_state state) {
     const stq_saved_tensor *saved = stq_slice_tensor(c, slice);
     uint32_t bits = saved->record.bits[state];
-    if (bits == 32) {
+    if (bits == STQ_BITS_FLOAT32) {
         const stq_entry *entry = stq_state_slice_entry(c, slice, state, STQ_PART_VALUES);
         stq_dtype type;
         if (entry == NULL || !stq_type_dtype(entry->type, &type) || type == STQ_UINT8 ||

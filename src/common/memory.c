@@ -41,8 +41,7 @@ void stq_pool_init(stq_pool *pool, const stq_allocator *allocator) {
 }
 
 uint64_t stq_pool_charge(const stq_pool *pool, uint64_t bytes) {
-    uint64_t granularity = pool->allocator.granularity;
-    return (bytes + granularity - 1) / granularity * granularity;
+    return stq_round_up(bytes, pool->allocator.granularity);
 }
 
 bool stq_pool_has_room(const stq_pool *pool, uint64_t bytes) {

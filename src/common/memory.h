@@ -14,6 +14,9 @@ typedef struct stq_pool {
     uint64_t cap;   /* no request may lift `bytes` above this; 0 = none */
 } stq_pool;
 
+/* `bytes` rounded up to a multiple of `unit`. */
+static inline uint64_t stq_round_up(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
+
 /* Uses a copy of `allocator`, or the C library's where it is NULL. */
 void stq_pool_init(stq_pool *pool, const stq_allocator *allocator);
 

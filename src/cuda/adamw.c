@@ -163,7 +163,7 @@ static void count_step(stq_adamw *o) {
 }
 
 static bool needs_factors(const stq_adamw *o, const stq_step *step) {
-    return stq_cuda_chooses(o) && step->factors == NULL;
+    return stq_policy_chooses(&o->policy.config) && step->factors == NULL;
 }
 
 /* Measures and decides at once; waits for the device. */
@@ -258,7 +258,7 @@ static stq_status swift_step(stq_adamw *o, const stq_step *step, bool put_off) {
 static bool puts_off(const stq_adamw *o, const stq_step *step) {
     const stq_cuda *cuda = o->backend_context;
     return o->policy.config.decision_delay > 0 && stq_step_has_widths(o) && step->factors == NULL &&
-           (!stq_cuda_chooses(o) || cuda->whole);
+           (!stq_policy_chooses(&o->policy.config) || cuda->whole);
 }
 
 /* Makes a decision that was put off to this step; the gate of the next one opens. */

@@ -90,9 +90,6 @@ stq_status stq_cuda_error(cudaError_t error, const char *call);
 /* Brings the items, as the store has them now, to the device. */
 stq_status stq_cuda_upload_items(stq_adamw *o);
 
-/* Whether the policy chooses widths by factors. */
-bool stq_cuda_chooses(const stq_adamw *o);
-
 /* Entries of the list of chunks, and bytes of all measures: part of the records. */
 int64_t stq_cuda_count_chunks(const stq_adamw *o);
 uint64_t stq_cuda_measure_bytes(const stq_adamw *o, int64_t probe_values);

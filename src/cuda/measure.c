@@ -8,10 +8,6 @@
 #include "cuda/backend.h"
 #include "score/power.h"
 
-bool stq_cuda_chooses(const stq_adamw *o) {
-    return o->policy.config.kind == STQ_POLICY_ZONES || o->policy.config.kind == STQ_POLICY_RATE_DISTORTION;
-}
-
 /* ---- Plans: what is scored, the same at every decision ---- */
 
 /* A single row has no spread: it is measured as several, so that more than one warp has work. */
@@ -25,7 +21,7 @@ static int64_t chunks_of(const stq_tensor *tensor) { return (rows_of(tensor) + S
 
 int64_t stq_cuda_count_chunks(const stq_adamw *o) {
     int64_t count = 0;
-    for (size_t i = 0; i < o->tensor_count && stq_cuda_chooses(o); i++)
+    for (size_t i = 0; i < o->tensor_count && stq_policy_chooses(&o->policy.config); i++)
         count += o->exempt[i] ? 0 : chunks_of(&o->tensors[i]);
     return count;
 }

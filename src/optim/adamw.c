@@ -92,7 +92,7 @@ static stq_status fill(stq_adamw *o, const stq_adamw_config *config, const stq_t
         copy_tensor(o, i, &tensors[i], name, config);
         name += strlen(name) + 1;
         global += (uint64_t)o->decided[i].count;
-        segments += (size_t)((o->decided[i].count + STQ_SEGMENT - 1) / STQ_SEGMENT);
+        segments += (size_t)stq_segment_count(o->decided[i].count);
     }
     o->cpu.segment_sums = record(segments + 1, sizeof(double), &o->store.record_bytes);
     if (o->cpu.segment_sums == NULL)

@@ -12,8 +12,6 @@
 
 static int thread_count(const stq_cpu *cpu) { return stq_thread_count(cpu->threads); }
 
-static int64_t segment_count(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
-
 /* Elements and blocks that take part in this step. */
 static int64_t active_count(const stq_item *item) { return item->gradient ? item->count : 0; }
 
@@ -24,7 +22,7 @@ static void sum_range(const stq_item *items, double *sums, int64_t first, int64_
     int64_t before = 0;
     for (size_t i = 0; before < end; i++) {
         const stq_item *item = &items[i];
-        int64_t segments = segment_count(active_count(item));
+        int64_t segments = stq_segment_count(active_count(item));
         for (int64_t s = first > before ? first - before : 0; s < segments && before + s < end; s++) {
             int64_t left = item->count - s * STQ_SEGMENT;
             const uint8_t *from =
@@ -40,7 +38,7 @@ static stq_status sum_squares(void *context, const stq_item *items, size_t count
     stq_cpu *cpu = context;
     int64_t segments = 0;
     for (size_t i = 0; i < count; i++)
-        segments += segment_count(active_count(&items[i]));
+        segments += stq_segment_count(active_count(&items[i]));
 #pragma omp parallel num_threads(thread_count(cpu))
     {
         int64_t thread = omp_get_thread_num();
@@ -50,9 +48,9 @@ static stq_status sum_squares(void *context, const stq_item *items, size_t count
     stq_tree total = {.count = 0};
     int64_t before = 0;
     for (size_t i = 0; i < count; i++) {
-        double of_tensor = stq_tree_sum(cpu->segment_sums + before, segment_count(active_count(&items[i])));
+        double of_tensor = stq_tree_sum(cpu->segment_sums + before, stq_segment_count(active_count(&items[i])));
         stq_tree_add(&total, &of_tensor, 1);
-        before += segment_count(active_count(&items[i]));
+        before += stq_segment_count(active_count(&items[i]));
     }
     *sum = stq_tree_finish(&total);
     return STQ_OK;

@@ -26,8 +26,6 @@ static stq_planes chunk_planes(stq_chunk *chunk, uint32_t bits) {
     return planes;
 }
 
-static bool is_coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
-
 static uint64_t block_bytes(uint32_t bits, uint32_t plane) { return stq_plane_bytes(STQ_BLOCK, bits, plane); }
 
 /* The same planes from block `block` on. */
@@ -38,7 +36,7 @@ static stq_planes planes_at(const stq_planes *planes, int64_t block) {
     moved.base += (uint64_t)block * block_bytes(planes->bits, 0);
     for (uint32_t k = 1; k < stq_plane_count(planes->bits); k++)
         moved.bit[k - 1] += (uint64_t)block * block_bytes(planes->bits, k);
-    if (is_coded(planes->bits))
+    if (stq_is_coded(planes->bits))
         moved.scales += block;
     return moved;
 }
@@ -58,7 +56,7 @@ static stq_status copy_planes(const stq_adamw *o, const stq_planes *to, const st
                               bool write) {
     stq_status (*copy)(void *, void *, const void *, uint64_t) = write ? o->backend->write : o->backend->read;
     for (uint32_t k = 0; k < stq_plane_count(to->bits); k++)
-        STQ_CHECK(copy(o->backend_context, k == 0 ? to->base : to->bit[k - 1], k == 0 ? from->base : from->bit[k - 1],
+        STQ_CHECK(copy(o->backend_context, stq_plane(to, k), stq_plane(from, k),
                        (uint64_t)blocks * block_bytes(to->bits, k)));
     return copy(o->backend_context, to->scales, from->scales, (uint64_t)blocks * sizeof(uint16_t));
 }
@@ -205,7 +203,7 @@ static stq_status encode_chunk(const writing *w, int64_t first, int64_t count) {
     int64_t here = first - o->tensors[w->index].first;
     int64_t in_source = first - w->source_first;
     float *values;
-    if (is_coded(w->source->bits))
+    if (stq_is_coded(w->source->bits))
         STQ_CHECK(
             check_scales(w, in_source / STQ_BLOCK, (in_source + count - 1) / STQ_BLOCK - in_source / STQ_BLOCK + 1));
     if (stq_is_shared(w->source->bits)) {
@@ -257,10 +255,9 @@ static stq_status copy_whole_blocks(const writing *w, int64_t *first, int64_t en
 static bool has_planes(const stq_planes *source, stq_state state) {
     if (stq_is_shared(source->bits))
         return state == STQ_SECOND_MOMENT && source->base != NULL;
-    bool whole = stq_plane_count(source->bits) != 0 && source->base != NULL &&
-                 (source->scales != NULL || !is_coded(source->bits));
-    for (uint32_t k = 1; k < stq_plane_count(source->bits); k++)
-        whole = whole && source->bit[k - 1] != NULL;
+    bool whole = stq_plane_count(source->bits) != 0 && (source->scales != NULL || !stq_is_coded(source->bits));
+    for (uint32_t k = 0; k < stq_plane_count(source->bits); k++)
+        whole = whole && stq_plane(source, k) != NULL;
     return whole;
 }
 
@@ -359,7 +356,7 @@ stq_status stq_adamw_write_state(stq_adamw *o, size_t index, stq_state state, co
         return write_shared(o, index, source, first, count);
     writing w = {
         .o = o, .index = index, .state = state, .source = source, .source_first = first, .source_end = first + count};
-    if (is_coded(planes->bits)) {
+    if (stq_is_coded(planes->bits)) {
         bool cut_end = (end - tensor->first) % STQ_BLOCK != 0 && end != tensor->first + tensor->count;
         if ((begin - tensor->first) % STQ_BLOCK != 0 || cut_end)
             return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': elements %lld to %lld cut a block of 128.",

@@ -113,9 +113,8 @@ static stq_status digest_state(const stq_adamw *o, const stq_item *item, const s
     if (stq_is_shared(planes->bits))
         return digest_bytes(o, planes->base, (uint64_t)stq_shared_bytes(planes->bits, item->rows, item->cols), digest);
     for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++)
-        STQ_CHECK(digest_bytes(o, k == 0 ? planes->base : planes->bit[k - 1], stq_plane_bytes(count, planes->bits, k),
-                               digest));
-    if (planes->bits >= 2 && planes->bits <= 8)
+        STQ_CHECK(digest_bytes(o, stq_plane(planes, k), stq_plane_bytes(count, planes->bits, k), digest));
+    if (stq_is_coded(planes->bits))
         STQ_CHECK(digest_bytes(o, planes->scales, (uint64_t)stq_block_count(count) * sizeof(uint16_t), digest));
     return STQ_OK;
 }

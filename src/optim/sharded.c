@@ -16,8 +16,6 @@ typedef struct stq_started {
     void *request;
 } stq_started;
 
-static int64_t segments_of(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
-
 static int64_t elements_of(const stq_tensor *tensor) { return tensor->rows * tensor->cols; }
 
 /* The segment boundary nearest to element `target` of the flat buffers. */
@@ -147,7 +145,7 @@ static stq_status fill(stq_sharded *s, const stq_adamw_config *config, const stq
     s->gradient_type = tensors[0].gradient_type;
     s->threads = config->threads;
     for (size_t i = 0; i < s->tensor_count; i++)
-        s->segments_before[i + 1] = s->segments_before[i] + segments_of(elements_of(&s->whole[i]));
+        s->segments_before[i + 1] = s->segments_before[i] + stq_segment_count(elements_of(&s->whole[i]));
     size_t segments = (size_t)s->segments_before[s->tensor_count];
     s->segment_sums = calloc(segments, sizeof(double));
     s->segment_fourths = calloc(segments, sizeof(double));
@@ -294,7 +292,7 @@ static int64_t segments_owned(const stq_sharded *s, int rank) {
         int64_t first = s->cuts[rank] - s->offsets[i], end = s->cuts[rank + 1] - s->offsets[i];
         first = first < 0 ? 0 : first < count ? first : count;
         end = end < 0 ? 0 : end < count ? end : count;
-        segments += end > first ? segments_of(end) - first / STQ_SEGMENT : 0;
+        segments += end > first ? stq_segment_count(end) - first / STQ_SEGMENT : 0;
     }
     return segments;
 }
@@ -361,9 +359,8 @@ static stq_status check_norm(stq_sharded *s, const stq_step *step, bool *finite)
 /* Factors of the global gradients, where the policy wants them. */
 static stq_status prepare_decision(stq_sharded *s, const void *gradients, stq_step *step) {
     bool finite;
-    stq_policy_kind kind = s->adamw->policy.config.kind;
     STQ_CHECK(check_norm(s, step, &finite));
-    if (!finite || (kind != STQ_POLICY_ZONES && kind != STQ_POLICY_RATE_DISTORTION))
+    if (!finite || !stq_policy_chooses(&s->adamw->policy.config))
         return STQ_OK;
     const stq_backend *backend = s->adamw->backend;
     stq_comm_count(s->comm, true);

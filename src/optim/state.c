@@ -116,10 +116,8 @@ static stq_status check_record(const stq_adamw_record *record) {
     return STQ_OK;
 }
 
-static bool is_coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
-
 static bool is_width(uint32_t bits, int state) {
-    return bits == 0 || is_coded(bits) || bits == STQ_BITS_FLOAT32 ||
+    return bits == 0 || stq_is_coded(bits) || bits == STQ_BITS_FLOAT32 ||
            (state == STQ_SECOND_MOMENT && stq_is_shared(bits));
 }
 
@@ -241,8 +239,8 @@ static uint8_t clamp_width(const stq_policy_config *config, uint32_t bits) {
 static bool is_point_of_departure(const stq_adamw *o, bool share, size_t i, const stq_tensor_record *tensor) {
     uint32_t v_bits = kept_width(tensor, STQ_SECOND_MOMENT);
     return o->exempt[i] ||
-           (is_coded(kept_width(tensor, STQ_FIRST_MOMENT)) &&
-            (is_coded(v_bits) || (stq_is_shared(v_bits) && width_is_held(o, share, i, STQ_SECOND_MOMENT, v_bits))));
+           (stq_is_coded(kept_width(tensor, STQ_FIRST_MOMENT)) &&
+            (stq_is_coded(v_bits) || (stq_is_shared(v_bits) && width_is_held(o, share, i, STQ_SECOND_MOMENT, v_bits))));
 }
 
 /* The policy's view for a decision outside a run: from the recorded widths where all of them allow it, else free. */
@@ -309,7 +307,8 @@ static stq_status check_held(const stq_adamw *o, const stq_adamw_record *record,
             uint32_t target = tensors[i].target[state];
             bool possible = record->steps == 0 && bits == 0 && target == 0;
             if (!possible)
-                possible = o->exempt[i] ? target == 32 && (bits == 0 || bits == 32) : target != 0 && target != 32;
+                possible = o->exempt[i] ? target == STQ_BITS_FLOAT32 && (bits == 0 || bits == STQ_BITS_FLOAT32)
+                                        : target != 0 && target != STQ_BITS_FLOAT32;
             if (!possible || (bits == STQ_BITS_FLOAT32 && !o->exempt[i]))
                 return stq_error(STQ_CORRUPT,
                                  "Tensor '%s': %u bits (target %u) where the optimizer has %s states; use "
@@ -385,10 +384,10 @@ static void list_state(buffer_list *list, const stq_adamw *o, size_t i, stq_stat
     const stq_planes *planes = state == STQ_FIRST_MOMENT ? &item->m_in : &item->v_in;
     stq_buffer buffer = {.tensor = o->tensors[i].name, .index = i, .state = state};
     for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++) {
-        bool coded = is_coded(planes->bits);
+        bool coded = stq_is_coded(planes->bits);
         buffer.part = coded ? (stq_part)k : STQ_PART_VALUES;
         buffer.element_size = coded ? 1 : sizeof(float);
-        buffer.data = k == 0 ? planes->base : planes->bit[k - 1];
+        buffer.data = stq_plane(planes, k);
         buffer.bytes = stq_plane_bytes(item->count, planes->bits, k);
         list_buffer(list, &buffer);
     }
@@ -399,7 +398,7 @@ static void list_state(buffer_list *list, const stq_adamw *o, size_t i, stq_stat
         buffer.bytes = (uint64_t)stq_shared_bytes(planes->bits, item->rows, item->cols);
         list_buffer(list, &buffer);
     }
-    if (is_coded(planes->bits)) {
+    if (stq_is_coded(planes->bits)) {
         buffer.part = STQ_PART_SCALES;
         buffer.element_size = sizeof(uint16_t);
         buffer.data = planes->scales;

@@ -66,7 +66,7 @@ static stq_status factors_of(stq_adamw *o, size_t index, const stq_step *step, d
 
 /* Variance over v^2 that a code of 2 to 8 bits adds under the moving average: twice the relative error of sqrt(v),
  * squared. */
-static double coding_noise(uint32_t bits) { return bits >= 2 && bits <= 8 ? 4 * stq_policy_coding_error(bits) : 0; }
+static double coding_noise(uint32_t bits) { return stq_is_coded(bits) ? 4 * stq_policy_coding_error(bits) : 0; }
 
 /* How far v varies along rows and columns. Only of whole tensors: a slice does not see all probes. */
 static stq_status measure_sharing(stq_adamw *o, size_t i) {
@@ -129,10 +129,8 @@ stq_status stq_step_conclude(stq_adamw *o, bool *decided) {
 }
 
 stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number) {
-    stq_policy_kind kind = o->policy.config.kind;
-    bool needs_factors = kind == STQ_POLICY_ZONES || kind == STQ_POLICY_RATE_DISTORTION;
     for (size_t i = 0; i < o->tensor_count; i++) {
-        if (needs_factors)
+        if (stq_policy_chooses(&o->policy.config))
             STQ_CHECK(factors_of(o, i, step, unscale));
         STQ_CHECK(measure_sharing(o, i));
     }

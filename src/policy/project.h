@@ -7,8 +7,6 @@
 #include "policy/policy.h"
 #include "quant/layout.h"
 
-enum { STQ_LOWEST_BITS = 2, STQ_HIGHEST_BITS = 8 };
-
 /* What is known of a choice, in one byte of stq_choices.traits: its state (stq_state), whether v may be shared now,
  * whether stq_choices.sharing says something about it, and by how many grains its base planes, for 2 and 3 and for 4
  * to 8 bits, are smaller than two and four bit planes. */

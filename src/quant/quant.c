@@ -8,7 +8,7 @@ int64_t stq_block_count(int64_t count) { return (count + STQ_BLOCK - 1) / STQ_BL
 uint32_t stq_plane_count(uint32_t bits) {
     if (bits == STQ_BITS_FLOAT32)
         return 1;
-    if (bits < 2 || bits > 8)
+    if (!stq_is_coded(bits))
         return 0;
     return 1 + bits - stq_base_bits(bits);
 }
@@ -36,7 +36,7 @@ static stq_status check_planes(const stq_planes *planes, stq_state state, int64_
     if (planes->base == NULL || (planes->scales == NULL && planes->bits != STQ_BITS_FLOAT32))
         return stq_error(STQ_INVALID_ARGUMENT, "Planes of %u bits need a base plane and scale words.", planes->bits);
     for (uint32_t plane = 1; plane < stq_plane_count(planes->bits); plane++)
-        if (planes->bit[plane - 1] == NULL)
+        if (stq_plane(planes, plane) == NULL)
             return stq_error(STQ_INVALID_ARGUMENT, "Planes of %u bits need %u bit planes; number %u is NULL.",
                              planes->bits, stq_plane_count(planes->bits) - 1, plane);
     return STQ_OK;

@@ -92,7 +92,7 @@ void stq_tensor_moments(stq_moment_sums *sums, const void *gradient, stq_dtype d
     uint32_t largest[WAVE];
     stq_tree square_tree = {.count = 0}, fourth_tree = {.count = 0};
     size_t element = stq_dtype_size(dtype);
-    int64_t segments = (count + STQ_SEGMENT - 1) / STQ_SEGMENT;
+    int64_t segments = stq_segment_count(count);
     sums->largest_bits = 0;
     for (int64_t wave = 0; wave < segments; wave += WAVE) {
         int64_t in_wave = segments - wave < WAVE ? segments - wave : WAVE;
