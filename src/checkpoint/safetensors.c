@@ -175,14 +175,10 @@ static stq_status check_length(const uint8_t *text, uint64_t file_bytes, const c
     return STQ_OK;
 }
 
-stq_status stq_header_parse(stq_header *header, const uint8_t *text, uint64_t bytes, uint64_t file_bytes,
-                            const char *path) {
-    *header = (stq_header){0};
-    uint64_t length;
-    if (bytes < STQ_HEADER_LENGTH_BYTES || bytes > file_bytes)
-        return stq_error(STQ_CORRUPT, "%s has %" PRIu64 " bytes, too few for a safetensors file.", path, file_bytes);
-    STQ_CHECK(check_length(text, file_bytes, path, &length));
-    if (length > bytes - STQ_HEADER_LENGTH_BYTES || text[STQ_HEADER_LENGTH_BYTES] != '{')
+/* `text` is the length field and `length` bytes of JSON. */
+static stq_status parse_header(stq_header *header, const uint8_t *text, uint64_t length, uint64_t file_bytes,
+                               const char *path) {
+    if (text[STQ_HEADER_LENGTH_BYTES] != '{')
         return stq_error(STQ_CORRUPT, "%s: no JSON header at offset 8; it is no safetensors file.", path);
     STQ_CHECK(stq_json_parse((const char *)text + STQ_HEADER_LENGTH_BYTES, length, STQ_HEADER_LENGTH_BYTES,
                              stq_json_most_values(file_bytes), path, &header->root));
@@ -221,9 +217,8 @@ stq_status stq_header_read(stq_header *header, int descriptor, uint64_t file_byt
             status = stq_error(STQ_CORRUPT, "%s: the header (offsets 0 to %" PRIu64 ") does not match its checksum.",
                                path, bytes);
     }
-    if (status == STQ_OK) {
-        status = stq_header_parse(header, text, bytes, file_bytes, path);
-    }
+    if (status == STQ_OK)
+        status = parse_header(header, text, length, file_bytes, path);
     free(text);
     return status;
 }

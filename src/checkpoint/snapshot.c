@@ -13,8 +13,8 @@
 #include "common/error.h"
 #include "optim/optimizer.h"
 
-/* Copied by one thread at a time; pages of this size save most of the faults of fresh memory. */
-enum { COPY_BYTES = 4 << 20, HUGE_PAGE = 2 << 20 };
+/* Copied by one thread at a time. */
+enum { COPY_BYTES = 4 << 20 };
 
 /* Where an entry's bytes come from. */
 typedef struct source {
@@ -203,11 +203,11 @@ static stq_status describe(const collection *all, json_t **root) {
 static bool allocate_data(stq_snapshot *snapshot, uint64_t bytes) {
     if (snapshot->data != NULL && snapshot->capacity >= bytes)
         return true;
-    uint64_t rounded = (bytes + HUGE_PAGE) / HUGE_PAGE * HUGE_PAGE;
+    uint64_t rounded = (bytes + STQ_HUGE_PAGE) / STQ_HUGE_PAGE * STQ_HUGE_PAGE;
     free(snapshot->data);
-    snapshot->data = rounded < SIZE_MAX / 2 ? aligned_alloc(HUGE_PAGE, (size_t)rounded) : NULL;
+    snapshot->data = rounded < SIZE_MAX / 2 ? aligned_alloc(STQ_HUGE_PAGE, (size_t)rounded) : NULL;
     snapshot->capacity = snapshot->data ? rounded : 0;
-    if (snapshot->data != NULL && bytes >= 4 * HUGE_PAGE)
+    if (snapshot->data != NULL && bytes >= 4 * STQ_HUGE_PAGE)
         madvise(snapshot->data, (size_t)rounded, MADV_HUGEPAGE);
     return snapshot->data != NULL;
 }

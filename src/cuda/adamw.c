@@ -78,13 +78,9 @@ static stq_status read_control(stq_cuda *cuda) {
     return STQ_OK;
 }
 
-static double bits_now(const stq_adamw *o) {
-    return 4.0 * (double)o->store.pool.bytes / (double)(o->parameters ? o->parameters : 1);
-}
-
 void stq_cuda_correct_counts(stq_adamw *o, int64_t steps, int64_t skipped) {
     stq_cuda *cuda = o->backend_context;
-    o->bits_sum += (double)(steps - o->steps) * bits_now(o);
+    o->bits_sum += (double)(steps - o->steps) * stq_step_bits(o);
     o->steps = cuda->known_steps = steps;
     o->skipped = cuda->known_skipped = skipped;
 }
@@ -156,7 +152,7 @@ static stq_status enqueue_update(stq_adamw *o) {
 static void count_step(stq_adamw *o) {
     stq_cuda *cuda = o->backend_context;
     o->steps++;
-    o->bits_sum += bits_now(o);
+    o->bits_sum += stq_step_bits(o);
     for (size_t i = 0; i < o->tensor_count; i++)
         o->missed[i] += o->store.items[i].gradient == NULL;
     cuda->known_steps = o->steps;
@@ -213,9 +209,7 @@ static stq_status watch(stq_adamw *o, const stq_step *step) {
 static stq_status careful_step(stq_adamw *o, const stq_step *step, bool put_off, stq_step_result *done) {
     stq_cuda *cuda = o->backend_context;
     STQ_CHECK(stq_cuda_settle(o));
-    bool due = false;
-    if (!put_off)
-        STQ_CHECK(stq_step_due(o, &due));
+    bool due = !put_off && stq_step_due(o);
     STQ_CHECK(stq_cuda_upload_items(o));
     STQ_CHECK(enqueue_prepare(o, step, put_off ? watches(o) : due && needs_factors(o, step)));
     STQ_CHECK(read_control(cuda));
@@ -276,14 +270,12 @@ static stq_status conclude(stq_adamw *o, bool *decided) {
 stq_status stq_cuda_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *result) {
     stq_cuda *cuda = o->backend_context;
     stq_step_result done = {0};
-    bool due = false, put_off = puts_off(o, step);
+    bool put_off = puts_off(o, step);
     STQ_CUDA_CHECK(cudaSetDevice(cuda->device));
     cuda->stream = step->stream;
     STQ_CHECK(upload_counts(o));
     STQ_CHECK(conclude(o, &done.decided));
-    if (!put_off)
-        STQ_CHECK(stq_step_due(o, &due));
-    if (due || result != NULL || stq_step_waiting(o))
+    if ((!put_off && stq_step_due(o)) || result != NULL || stq_step_waiting(o))
         STQ_CHECK(careful_step(o, step, put_off, &done));
     else
         STQ_CHECK(swift_step(o, step, put_off));

@@ -196,7 +196,6 @@ static void set_stream(void *context, void *stream) {
 }
 
 const stq_backend stq_cuda_backend = {
-    .name = "cuda",
     .read = copy_out,
     .write = copy_in,
     .allocator = {.allocate = allocate, .release = release, .granularity = GRANULARITY},

@@ -183,7 +183,6 @@ static stq_status copy_in(void *context, void *target, const void *host, uint64_
 }
 
 const stq_backend stq_cpu_backend = {
-    .name = "cpu",
     .sum_squares = sum_squares,
     .factors = factors,
     .update = update,

@@ -1,5 +1,5 @@
-/* query.c - what an optimizer tells about itself: bytes, widths, counts, a digest; and the plan of one that does not
- * exist yet. */
+/* query.c - what an optimizer tells about itself: bytes, widths, groups, counts, a digest; and the plan of one that
+ * does not exist yet. */
 #include <stdlib.h>
 
 #include "common/error.h"
@@ -48,6 +48,13 @@ stq_status stq_adamw_tensor(const stq_adamw *o, size_t index, stq_tensor_info *i
         .zone = (stq_zone)o->decided[index].zone,
         .factors = o->decided[index].factors,
     };
+    return STQ_OK;
+}
+
+stq_status stq_adamw_get_group(const stq_adamw *o, size_t index, stq_adamw_group *group) {
+    if (index >= o->group_count)
+        return stq_error(STQ_INVALID_ARGUMENT, "There is no group %zu; there are %zu.", index, o->group_count);
+    *group = o->groups[index];
     return STQ_OK;
 }
 

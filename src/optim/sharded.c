@@ -379,8 +379,7 @@ static stq_status find_norm(stq_sharded *s, const void *gradients, stq_step *ste
 
 /* This rank's update; on a GPU only enqueued where nobody needs to know how it went. */
 static stq_status update(stq_sharded *s, const void *gradients, stq_step *step, stq_step_result *done, bool asked) {
-    bool due = false;
-    STQ_CHECK(stq_step_due(s->adamw, &due));
+    bool due = stq_step_due(s->adamw);
     bool concludes = stq_step_concludes(s->adamw);
     if (due || asked || concludes)
         STQ_CHECK(stq_comm_finish(s->comm, "the gradients"));

@@ -1,6 +1,6 @@
 /*
- * state.c - the optimizer's state, out and in: records, the list of buffers, and single states as float32 or as planes
- * of another width. Records come from files, so that nothing in them is trusted.
+ * state.c - the optimizer's state, out and in: records, and the list of buffers. Records come from files, so that
+ * nothing in them is trusted.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -413,12 +413,5 @@ stq_status stq_adamw_buffers(const stq_adamw *o, stq_buffer *buffers, size_t cap
         for (int state = 0; state < 2; state++)
             list_state(&list, o, i, (stq_state)state);
     *count = list.count;
-    return STQ_OK;
-}
-
-stq_status stq_adamw_get_group(const stq_adamw *o, size_t index, stq_adamw_group *group) {
-    if (index >= o->group_count)
-        return stq_error(STQ_INVALID_ARGUMENT, "There is no group %zu; there are %zu.", index, o->group_count);
-    *group = o->groups[index];
     return STQ_OK;
 }
