@@ -126,19 +126,13 @@ typedef struct scratch {
     float *probes;
 } scratch;
 
-static size_t reserve(size_t *used, size_t bytes) {
-    size_t at = *used;
-    *used += (bytes + 255) / 256 * 256;
-    return at;
-}
-
 static stq_status open_scratch(scratch *s, const stq_cuda *cuda, bool scores) {
     size_t used = 0, items = (size_t)cuda->list.item_count;
-    size_t probes_at = reserve(&used, (size_t)cuda->probe_values * sizeof *s->probes);
-    size_t scores_at = scores ? reserve(&used, items * sizeof *s->scores) : 0;
+    size_t probes_at = stq_cuda_reserve(&used, (size_t)cuda->probe_values * sizeof *s->probes);
+    size_t scores_at = scores ? stq_cuda_reserve(&used, items * sizeof *s->scores) : 0;
     size_t moments_at =
-        scores && !cuda->moments ? reserve(&used, (size_t)cuda->list.segment_count * sizeof *s->moments) : 0;
-    size_t vectors_at = scores ? reserve(&used, (size_t)cuda->vector_length * sizeof *s->vectors) : 0;
+        scores && !cuda->moments ? stq_cuda_reserve(&used, (size_t)cuda->list.segment_count * sizeof *s->moments) : 0;
+    size_t vectors_at = scores ? stq_cuda_reserve(&used, (size_t)cuda->vector_length * sizeof *s->vectors) : 0;
     STQ_CUDA_CHECK(cudaMallocAsync((void **)&s->block, used + 256, cuda->stream));
     s->probes = (float *)(void *)(s->block + probes_at);
     s->scores = (stq_score *)(void *)(s->block + scores_at);

@@ -13,13 +13,6 @@ uint64_t stq_qat_packed_bytes(const stq_qat_config *config, int64_t rows, int64_
     return ((uint64_t)rows * (uint64_t)cols * config->bits + 7) / 8;
 }
 
-static stq_qat_rule range_of(const stq_qat_config *config) {
-    return (stq_qat_rule){.lowest = -(float)(1 << (config->bits - 1)),
-                          .highest = (float)((1 << (config->bits - 1)) - 1)};
-}
-
-static float step_of(const float *steps, int64_t index) { return stq_qat_usable_step(steps[index]); }
-
 /* ORs one code into the stream; a code touches at most two bytes. */
 static void put(uint8_t *packed, uint64_t index, uint32_t bits, uint32_t code) {
     uint64_t at = index * bits;
@@ -49,16 +42,15 @@ stq_status stq_qat_pack(uint8_t *packed, const stq_qat_config *config, const voi
                         stq_dtype dtype, int64_t rows, int64_t cols) {
     STQ_CHECK(check(config, rows, cols, packed && weights && steps && stq_is_float_type(dtype)));
     memset(packed, 0, (size_t)stq_qat_packed_bytes(config, rows, cols));
-    stq_qat_rule rule = range_of(config);
-    int64_t group = config->group ? config->group : cols;
+    stq_qat_rule rule = stq_qat_range(config->bits);
+    int64_t group = stq_qat_group(config, cols);
     for (int64_t first = 0; first < rows * cols; first += group)
         for (int64_t at = 0; at < group; at += RUN) {
             float run[RUN];
             uint8_t codes[RUN];
             int64_t count = group - at < RUN ? group - at : RUN;
-            for (int64_t i = 0; i < count; i++)
-                run[i] = stq_load_float(weights, dtype, first + at + i);
-            stq_qat_select_kernels()->code(codes, run, step_of(steps, first / group), &rule, count);
+            const float *from = stq_float_run(weights, dtype, first + at, count, run);
+            stq_qat_select_kernels()->code(codes, from, stq_qat_usable_step(steps[first / group]), &rule, count);
             for (int64_t i = 0; i < count; i++)
                 put(packed, (uint64_t)(first + at + i), config->bits, codes[i]);
         }
@@ -68,9 +60,9 @@ stq_status stq_qat_pack(uint8_t *packed, const stq_qat_config *config, const voi
 stq_status stq_qat_unpack(float *quantized, const stq_qat_config *config, const uint8_t *packed, const float *steps,
                           int64_t rows, int64_t cols) {
     STQ_CHECK(check(config, rows, cols, packed && quantized && steps));
-    float lowest = range_of(config).lowest;
-    int64_t group = config->group ? config->group : cols;
+    float lowest = stq_qat_range(config->bits).lowest;
+    int64_t group = stq_qat_group(config, cols);
     for (int64_t i = 0; i < rows * cols; i++)
-        quantized[i] = step_of(steps, i / group) * ((float)get(packed, (uint64_t)i, config->bits) + lowest);
+        quantized[i] = stq_qat_usable_step(steps[i / group]) * ((float)get(packed, (uint64_t)i, config->bits) + lowest);
     return STQ_OK;
 }

@@ -110,13 +110,9 @@ stq_status stq_qat_check(const stq_qat_config *config, int64_t cols) {
     return stq_error(STQ_INVALID_ARGUMENT, "There is no estimator %d.", (int)config->estimator);
 }
 
-static int64_t group_of(const stq_qat_config *config, int64_t cols) { return config->group ? config->group : cols; }
-
 int64_t stq_qat_step_count(const stq_qat_config *config, int64_t rows, int64_t cols) {
-    return rows * (cols / group_of(config, cols));
+    return rows * (cols / stq_qat_group(config, cols));
 }
-
-static float highest_code(uint32_t bits) { return (float)((1 << (bits - 1)) - 1); }
 
 /* The factor by its formula, in double. */
 static double exact_factor(const stq_qat_config *config, double d) {
@@ -185,13 +181,8 @@ static void fit_factor(stq_qat_rule *rule, const stq_qat_config *config) {
         rule->factor = STQ_QAT_POLYNOMIAL;
 }
 
-/* All that rounding needs. */
-static stq_qat_rule range_of(const stq_qat_config *config) {
-    return (stq_qat_rule){.lowest = -(float)(1 << (config->bits - 1)), .highest = highest_code(config->bits)};
-}
-
 static stq_qat_rule rule_of(const stq_qat_config *config) {
-    stq_qat_rule rule = range_of(config);
+    stq_qat_rule rule = stq_qat_range(config->bits);
     if (config->estimator == STQ_QAT_STRAIGHT_THROUGH)
         return rule;
     if (config->estimator == STQ_QAT_STABLE) {
@@ -207,15 +198,6 @@ static stq_qat_rule rule_of(const stq_qat_config *config) {
     }
     fit_factor(&rule, config);
     return rule;
-}
-
-/* A run of elements as floats: the array itself where it holds floats, or a copy in `buffer`. */
-static const float *load_run(const void *array, stq_dtype dtype, int64_t first, int64_t count, float *buffer) {
-    if (dtype == STQ_FLOAT32)
-        return (const float *)array + first;
-    for (int64_t i = 0; i < count; i++)
-        buffer[i] = stq_load_float(array, dtype, first + i);
-    return buffer;
 }
 
 static void store_run(void *array, stq_dtype dtype, int64_t first, int64_t count, const float *values) {
@@ -276,13 +258,13 @@ stq_status stq_qat_initial_steps(float *steps, const stq_qat_config *config, con
                                  int64_t rows, int64_t cols) {
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     STQ_CHECK(stq_qat_on_host(config));
-    int64_t group = group_of(config, cols);
-    stq_qat_rule rule = range_of(config);
+    int64_t group = stq_qat_group(config, cols);
+    stq_qat_rule rule = stq_qat_range(config->bits);
     float *buffer = malloc((size_t)group * sizeof *buffer);
     if (buffer == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for a group of %lld weights.", (long long)group);
     for (int64_t i = 0; i < stq_qat_step_count(config, rows, cols); i++)
-        steps[i] = initial_step(load_run(weights, dtype, i * group, group, buffer), group, &rule, config->bits);
+        steps[i] = initial_step(stq_float_run(weights, dtype, i * group, group, buffer), group, &rule, config->bits);
     free(buffer);
     return STQ_OK;
 }
@@ -296,7 +278,7 @@ static void forward_group(void *quantized, const void *weights, stq_dtype dtype,
     float in[RUN], out[RUN];
     for (int64_t at = 0; at < group; at += RUN) {
         int64_t count = run_length(at, group);
-        const float *from = load_run(weights, dtype, first + at, count, in);
+        const float *from = stq_float_run(weights, dtype, first + at, count, in);
         float *to = dtype == STQ_FLOAT32 ? (float *)quantized + first + at : out;
         kernels->quantize(to, from, step, rule, count);
         store_run(quantized, dtype, first + at, count, to);
@@ -309,8 +291,8 @@ stq_status stq_qat_forward(void *quantized, const stq_qat_config *config, const 
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     if (quantized == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "The quantized weights need room.");
-    int64_t group = group_of(config, cols), groups = stq_qat_step_count(config, rows, cols);
-    stq_qat_rule rule = range_of(config);
+    int64_t group = stq_qat_group(config, cols), groups = stq_qat_step_count(config, rows, cols);
+    stq_qat_rule rule = stq_qat_range(config->bits);
 #ifdef STQ_WITH_CUDA
     if (config->device == STQ_DEVICE_CUDA) {
         const stq_qat_pass pass = {
@@ -332,8 +314,8 @@ static double backward_group(void *weight_gradient, const void *weights, const v
     double sum = 0.0;
     for (int64_t at = 0; at < group; at += RUN) {
         int64_t count = run_length(at, group);
-        const float *from = load_run(weights, dtype, first + at, count, w);
-        const float *incoming = load_run(gradient, dtype, first + at, count, g);
+        const float *from = stq_float_run(weights, dtype, first + at, count, w);
+        const float *incoming = stq_float_run(gradient, dtype, first + at, count, g);
         float *to = dtype == STQ_FLOAT32 ? (float *)weight_gradient + first + at : out;
         sum += (double)kernels->gradient(to, from, incoming, step, rule, count);
         store_run(weight_gradient, dtype, first + at, count, to);
@@ -348,7 +330,7 @@ stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const s
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     if (weight_gradient == NULL || step_gradient == NULL || gradient == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "The backward pass needs the gradient and room for both results.");
-    int64_t group = group_of(config, cols), groups = stq_qat_step_count(config, rows, cols);
+    int64_t group = stq_qat_group(config, cols), groups = stq_qat_step_count(config, rows, cols);
     stq_qat_rule rule = rule_of(config);
     double scale = 1.0 / sqrt((double)rows * (double)cols * (rule.highest > 1.0f ? (double)rule.highest : 1.0));
 #ifdef STQ_WITH_CUDA

@@ -6,9 +6,6 @@
 #include "score/power.h"
 #include <stquant/score.h>
 
-/* 2^-10: elements below this share of the largest count as near zero. */
-#define NEAR_ZERO (1.0f / 1024.0f)
-
 static stq_matrix rows_of(const stq_matrix *whole, int64_t first_row, int64_t end_row) {
     stq_matrix range = *whole;
     range.first = first_row * whole->cols;
@@ -16,9 +13,6 @@ static stq_matrix rows_of(const stq_matrix *whole, int64_t first_row, int64_t en
     range.elements = (const char *)whole->elements + (size_t)range.first * stq_dtype_size(whole->dtype);
     return range;
 }
-
-/* Bits behind the point of the squares; fewer for tensors of which 2^34 elements could be as large as the largest. */
-static float fixed_point(int64_t count) { return count <= (int64_t)1 << 34 ? 16777216.0f : 1048576.0f; }
 
 /* Everything that one tensor's factors share. */
 typedef struct score_job {
@@ -183,10 +177,10 @@ stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, flo
                                .count = tensor->count,
                                .prescale = stq_power_prescale(sums.largest_bits)},
                      .rows = tensor->rows,
-                     .fixed_point = fixed_point(tensor->count),
+                     .fixed_point = stq_power_fixed_point(tensor->count),
                      .threads = threads};
     job.frobenius = sqrt(sums.squares) * (double)job.whole.prescale;
-    job.threshold = largest * job.whole.prescale * NEAR_ZERO;
+    job.threshold = largest * job.whole.prescale * STQ_NEAR_ZERO;
     double norms[2];
     stq_row_statistics statistics;
     STQ_CHECK(power_iterations(&job, norms, &statistics));

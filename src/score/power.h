@@ -15,6 +15,12 @@
 /* |y|_2 and |z|_2 of the scaled products are at most this, by Cauchy and Schwarz. */
 #define STQ_POWER_RANGE 1073741824.0
 
+/* 2^-10: elements below this share of the largest count as near zero. */
+#define STQ_NEAR_ZERO (1.0f / 1024.0f)
+
+/* Bits behind the point of the squares; fewer for tensors of which 2^34 elements could be as large as the largest. */
+STQ_INLINE float stq_power_fixed_point(int64_t count) { return count <= (int64_t)1 << 34 ? 16777216.0f : 1048576.0f; }
+
 /* A range of elements of a row-major matrix. */
 typedef struct stq_matrix {
     const void *elements; /* of the range, not of the matrix */

@@ -43,9 +43,6 @@ void stq_segment_moments(stq_moment_sums *sums, const void *gradient, stq_dtype 
 /* Sums of a whole tensor: the tree sums over its segments. `threads` 0 = all. */
 void stq_tensor_moments(stq_moment_sums *sums, const void *gradient, stq_dtype dtype, int64_t count, int threads);
 
-/* `count` <= STQ_TREE_WIDTH elements from `first` on as floats: the array itself where it holds floats, or `buffer`. */
-const float *stq_float_run(const void *array, stq_dtype dtype, int64_t first, int64_t count, float *buffer);
-
 /* What an argument `threads` means to OpenMP: 0 = all. */
 int stq_thread_count(int threads);
 
