@@ -111,7 +111,7 @@ static stq_status plan_arrays(array_jobs *jobs, const stq_array *arrays, size_t 
     for (size_t i = 0; i < count; i++) {
         const json_t *index = arrays[i].name ? json_object_get(names, arrays[i].name) : NULL;
         if (index == NULL)
-            return stq_error(STQ_INVALID_ARGUMENT, "%s has no array '%s' of floats.", c->path,
+            return stq_error(STQ_INVALID_ARGUMENT, "%s has no array '%s'.", c->path,
                              arrays[i].name ? arrays[i].name : "");
         size_t at = (size_t)json_integer_value(index);
         most += c->array_slices.start[at + 1] - c->array_slices.start[at];

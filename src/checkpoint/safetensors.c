@@ -8,6 +8,7 @@
 #include "checkpoint/file.h"
 #include "checkpoint/json.h"
 #include "common/error.h"
+#include "quant/layout.h"
 
 static const struct {
     const char *name;
@@ -44,6 +45,23 @@ bool stq_name_is_plain(const char *name) {
         if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f)
             return false;
     return length >= 1 && length <= 1000;
+}
+
+stq_status stq_array_check(const stq_array *array, int64_t *elements) {
+    if (array->name == NULL || !stq_name_is_plain(array->name))
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "An array to be saved has no name of 1 to 1,000 bytes without control characters.");
+    if (array->dimensions > STQ_DIMENSIONS || stq_dtype_size(array->type) == 0)
+        return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': %u dimensions of type %d cannot be saved.", array->name,
+                         array->dimensions, (int)array->type);
+    *elements = 1;
+    for (uint32_t k = 0; k < array->dimensions; k++) {
+        if (array->shape[k] < 0 || (array->shape[k] > 0 && *elements > STQ_MOST_ELEMENTS / array->shape[k]))
+            return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': its shape is not that of at most 2^38 elements.",
+                             array->name);
+        *elements *= array->shape[k];
+    }
+    return STQ_OK;
 }
 
 /* ---- Reading ---- */

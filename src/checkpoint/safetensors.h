@@ -29,6 +29,9 @@ bool stq_type_dtype(const char *type, stq_dtype *dtype);
 /* UTF-8 (checked by the JSON parser) without control characters, 1 to 1,000 bytes. */
 bool stq_name_is_plain(const char *name);
 
+/* Checks name, element type, dimensions and shape of an array to be written; *elements receives how many it has. */
+stq_status stq_array_check(const stq_array *array, int64_t *elements);
+
 /* One tensor of a file. */
 typedef struct stq_entry {
     const char *name; /* owned by the header */

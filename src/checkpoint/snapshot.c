@@ -34,19 +34,8 @@ typedef struct collection {
 } collection;
 
 static stq_status check_array(const stq_array *array) {
-    if (array->name == NULL || !stq_name_is_plain(array->name))
-        return stq_error(STQ_INVALID_ARGUMENT,
-                         "An array to be saved has no name of 1 to 1,000 bytes without control characters.");
-    if (array->dimensions > STQ_DIMENSIONS || stq_dtype_size(array->type) == 0)
-        return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': %u dimensions of type %d cannot be saved.", array->name,
-                         array->dimensions, (int)array->type);
-    int64_t elements = 1;
-    for (uint32_t k = 0; k < array->dimensions; k++) {
-        if (array->shape[k] < 0 || (array->shape[k] > 0 && elements > (INT64_C(1) << 38) / array->shape[k]))
-            return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': its shape is not that of at most 2^38 elements.",
-                             array->name);
-        elements *= array->shape[k];
-    }
+    int64_t elements;
+    STQ_CHECK(stq_array_check(array, &elements));
     if (array->first < 0 || array->count < 0 || array->first > elements || array->count > elements - array->first ||
         (array->data == NULL && array->count > 0))
         return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': %" PRId64 " elements from %" PRId64 " are not there.",

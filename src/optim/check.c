@@ -6,8 +6,6 @@
 #include "optim/optimizer.h"
 #include "quant/shared.h"
 
-static const int64_t largest_tensor = INT64_C(1) << 38;
-
 static stq_status check_group(size_t index, const stq_adamw_group *group) {
     if (!(group->learning_rate >= 0) || !isfinite(group->learning_rate))
         return stq_error(STQ_INVALID_ARGUMENT, "Group %zu: the learning rate is %g; use a finite number of 0 or more.",
@@ -30,7 +28,7 @@ static bool width_exists(uint32_t bits) { return bits == 0 || bits == STQ_BITS_F
 static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t group_count) {
     if (tensor->name == NULL || tensor->name[0] == '\0')
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor %zu has no name; give every tensor a unique one.", index);
-    if (tensor->rows < 1 || tensor->cols < 1 || tensor->rows > largest_tensor / tensor->cols)
+    if (tensor->rows < 1 || tensor->cols < 1 || tensor->rows > STQ_MOST_ELEMENTS / tensor->cols)
         return stq_error(STQ_INVALID_ARGUMENT,
                          "Tensor '%s' is %lld x %lld; rows and cols must be at least 1 and their product at most 2^38.",
                          tensor->name, (long long)tensor->rows, (long long)tensor->cols);

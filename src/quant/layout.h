@@ -11,6 +11,9 @@
 /* Elements in one segment: the unit of reproducible sums, of work lists and of shards. A multiple of STQ_BLOCK. */
 #define STQ_SEGMENT 65536
 
+/* Elements of the largest tensor or array. */
+#define STQ_MOST_ELEMENTS (INT64_C(1) << 38)
+
 #define STQ_BITS_FLOAT32 32u
 
 /* Widths of codes. */

@@ -142,7 +142,7 @@ stq_factors stq_score_finish(const stq_tensor *tensor, const stq_moment_sums *su
 
 static stq_status check_arguments(const stq_tensor *tensor, const void *gradient, float unscale) {
     const char *name = tensor->name ? tensor->name : "(unnamed)";
-    if (tensor->rows < 1 || tensor->cols < 1 || tensor->cols > ((int64_t)1 << 38) / tensor->rows)
+    if (tensor->rows < 1 || tensor->cols < 1 || tensor->cols > STQ_MOST_ELEMENTS / tensor->rows)
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': a shape of %lld x %lld is out of range.", name,
                          (long long)tensor->rows, (long long)tensor->cols);
     if (tensor->first != 0 || tensor->count != tensor->rows * tensor->cols)
