@@ -6,8 +6,9 @@
  *   stq_adamw *optimizer;
  *   if (stq_adamw_create(&optimizer, &config, tensors, tensor_count) != STQ_OK) puts(stq_last_error());
  *   for each step:
- *       stq_adamw_step(optimizer, &(stq_step){ .size = sizeof(stq_step), .parameters = p, .gradients = g, .unscale = 1
- * }, NULL); stq_adamw_destroy(optimizer);
+ *       stq_adamw_step(optimizer, &(stq_step){.size = sizeof(stq_step), .parameters = p, .gradients = g, .unscale = 1},
+ *                      NULL);
+ *   stq_adamw_destroy(optimizer);
  */
 #ifndef STQUANT_ADAMW_H
 #define STQUANT_ADAMW_H

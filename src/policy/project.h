@@ -101,9 +101,9 @@ static inline int64_t stq_choice_size(int64_t count, int64_t grain, int shift, u
 
 /*
  * Raises `bits` of the listed choices towards `highest`, one bit at a time (from shared to the landing width) in the
- * order of priority (ties in the order of the list), as long as *room bytes allow; what does not
- * fit is passed over. *room is left with what remains. O(count) time, no allocation; `links`
- * is scratch for an index of each choice there is.
+ * order of priority (ties in the order of the list), as long as *room bytes allow; what does not fit is passed over.
+ * *room is left with what remains. O(count) time, no allocation; `links` is scratch for an index of each choice there
+ * is.
  */
 void stq_spend(const stq_choices *choices, stq_choice_list list, uint32_t *links, const stq_steps *steps,
                int64_t *room);

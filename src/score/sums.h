@@ -1,5 +1,5 @@
 /*
- * sums.h - sums whose bits do not depend on threads, ranks or vector width (docs/reproducible-sums.md).
+ * sums.h - sums whose bits do not depend on threads, ranks or vector width.
  *
  * A tree sum spreads its values over 2,048 accumulators, value i to accumulator i mod 2,048, each adding its values in
  * ascending order from 0, and then halves: a[j] += a[j + w] for w = 1024, 512, ..., 1. Any number of accumulators may
