@@ -1,18 +1,9 @@
 /* test_policy.c - configuration, caps, zones, annealing, and the invariants of every decision. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
+#include "testing.h"
 
 #include "common/error.h"
 #include "policy/anneal.h"
 #include "policy/rules.h"
-#include "quant/codec.h"
 
 #define SEED 604u
 
