@@ -47,7 +47,8 @@ typedef struct stq_adamw_config {
     const stq_allocator *allocator; /**< memory for states; copied; NULL = the C library's */
     int threads;                    /**< OpenMP threads, 0 = all; the results do not depend on it */
     stq_device device;              /**< where everything is; default STQ_DEVICE_CPU */
-    int device_index;               /**< which GPU, as the CUDA runtime counts them; default 0 */
+    int device_index;   /**< which GPU, as the CUDA runtime counts them; default 0. Calls that work on it make it the
+                             calling thread's current device */
     bool counts_as_cpu; /**< on a GPU: bytes are counted as the same states take them on a CPU, so that widths under a
                              cap and saved records are the CPU's, byte for byte. No count then has what a GPU needs
                              besides: lists, about 1 KiB a tensor, and what its allocator rounds up; default false */

@@ -91,6 +91,7 @@ stq_status stq_cuda_settle(stq_adamw *o) {
     if (!cuda->counts_uploaded || cuda->known_steps != o->steps || cuda->known_skipped != o->skipped ||
         cuda->restored != o->restored)
         return STQ_OK; /* the host knows better */
+    STQ_CUDA_CHECK(cudaSetDevice(cuda->device));
     STQ_CHECK(read_control(cuda));
     stq_status status = stq_cuda_collect(o, INT64_MAX);
     STQ_CUDA_CHECK(cudaMemcpy(o->missed, cuda->missed, o->tensor_count * sizeof *o->missed, cudaMemcpyDeviceToHost));
