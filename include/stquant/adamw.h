@@ -257,8 +257,8 @@ STQ_API stq_status stq_adamw_restore(stq_adamw *optimizer, const stq_adamw_recor
  * Changes tensors[i].bits (and target, asked) to widths that this optimizer can hold: records saved under a larger cap,
  * another policy, or with float32 states (bits 32, as imported from a float32 AdamW). Records that fit stay untouched.
  *
- * *changed (may be NULL) tells whether a width changed. Errors as for stq_adamw_restore(); the optimizer is not
- * changed.
+ * *changed (may be NULL) tells whether a width changed. Errors as for stq_adamw_restore(), after STQ_CAP_TOO_SMALL the
+ * widths in the records are undefined; the optimizer is not changed.
  */
 STQ_API stq_status stq_adamw_fit(const stq_adamw *optimizer, const stq_adamw_record *record, stq_tensor_record *tensors,
                                  size_t tensor_count, bool *changed);

@@ -145,7 +145,7 @@ stq_status stq_comm_barrier(stq_comm *comm, const char *what) {
 stq_status stq_comm_finish(stq_comm *comm, const char *what) {
     if (comm->transport.finish == NULL)
         return STQ_OK;
-    return name_failure(comm, comm->transport.finish(comm->transport.context), "the sum", what);
+    return name_failure(comm, comm->transport.finish(comm->transport.context), "the exchange", what);
 }
 
 stq_status stq_comm_start_reduce_scatter(stq_comm *comm, void *buffer, const int64_t *counts, stq_comm_type type,

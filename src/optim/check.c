@@ -64,7 +64,7 @@ stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *ten
 #endif
     if (!device_exists)
         return stq_error(STQ_UNSUPPORTED, "This build of stquant has no device %d; use the CPU.", (int)config->device);
-    if (tensors == NULL || tensor_count == 0 || tensor_count > UINT32_MAX)
+    if (tensors == NULL || tensor_count == 0)
         return stq_error(STQ_INVALID_ARGUMENT, "An optimizer needs at least one tensor.");
     if ((config->groups == NULL) != (config->group_count == 0))
         return stq_error(STQ_INVALID_ARGUMENT, "groups and group_count must be given together.");
