@@ -181,7 +181,8 @@ static void fit_factor(stq_qat_rule *rule, const stq_qat_config *config) {
         rule->factor = STQ_QAT_POLYNOMIAL;
 }
 
-static stq_qat_rule rule_of(const stq_qat_config *config) {
+/* In our floating-point mode, as what follows. */
+static __attribute__((noinline)) stq_qat_rule rule_of(const stq_qat_config *config) {
     stq_qat_rule rule = stq_qat_range(config->bits);
     if (config->estimator == STQ_QAT_STRAIGHT_THROUGH)
         return rule;
@@ -245,7 +246,8 @@ static float least_squares_step(const float *weights, int64_t count, float large
     return best;
 }
 
-static float initial_step(const float *weights, int64_t count, const stq_qat_rule *rule, uint32_t bits) {
+static __attribute__((noinline)) float initial_step(const float *weights, int64_t count, const stq_qat_rule *rule,
+                                                    uint32_t bits) {
     float largest = largest_magnitude(weights, count);
     if (bits == 1)
         return stq_qat_usable_step(largest);
@@ -263,8 +265,10 @@ stq_status stq_qat_initial_steps(float *steps, const stq_qat_config *config, con
     float *buffer = malloc((size_t)group * sizeof *buffer);
     if (buffer == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for a group of %lld weights.", (long long)group);
+    uint64_t mode = stq_float_mode_set();
     for (int64_t i = 0; i < stq_qat_step_count(config, rows, cols); i++)
         steps[i] = initial_step(stq_float_run(weights, dtype, i * group, group, buffer), group, &rule, config->bits);
+    stq_float_mode_restore(mode);
     free(buffer);
     return STQ_OK;
 }
@@ -306,10 +310,15 @@ stq_status stq_qat_forward(void *quantized, const stq_qat_config *config, const 
     return STQ_OK;
 }
 
-static double backward_group(void *weight_gradient, const void *weights, const void *gradient, stq_dtype dtype,
-                             int64_t first, int64_t group, float step, const stq_qat_rule *rule) {
+static __attribute__((noinline)) double step_scale(const stq_qat_rule *rule, int64_t rows, int64_t cols) {
+    return 1.0 / sqrt((double)rows * (double)cols * (rule->highest > 1.0f ? (double)rule->highest : 1.0));
+}
+
+/* Returns the gradient of the step. */
+static __attribute__((noinline)) float backward_group(void *weight_gradient, const void *weights, const void *gradient,
+                                                      stq_dtype dtype, int64_t first, int64_t group, float step,
+                                                      const stq_qat_rule *rule, double scale) {
     const stq_qat_kernels *kernels = stq_qat_select_kernels();
-    const uint64_t mode = stq_float_mode_set();
     float w[RUN], g[RUN], out[RUN];
     double sum = 0.0;
     for (int64_t at = 0; at < group; at += RUN) {
@@ -320,8 +329,7 @@ static double backward_group(void *weight_gradient, const void *weights, const v
         sum += (double)kernels->gradient(to, from, incoming, step, rule, count);
         store_run(weight_gradient, dtype, first + at, count, to);
     }
-    stq_float_mode_restore(mode);
-    return sum;
+    return (float)(scale * sum);
 }
 
 stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const stq_qat_config *config,
@@ -331,8 +339,10 @@ stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const s
     if (weight_gradient == NULL || step_gradient == NULL || gradient == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "The backward pass needs the gradient and room for both results.");
     int64_t group = stq_qat_group(config, cols), groups = stq_qat_step_count(config, rows, cols);
+    uint64_t mode = stq_float_mode_set();
     stq_qat_rule rule = rule_of(config);
-    double scale = 1.0 / sqrt((double)rows * (double)cols * (rule.highest > 1.0f ? (double)rule.highest : 1.0));
+    double scale = step_scale(&rule, rows, cols);
+    stq_float_mode_restore(mode);
 #ifdef STQ_WITH_CUDA
     if (config->device == STQ_DEVICE_CUDA) {
         const stq_qat_pass pass = {
@@ -341,8 +351,11 @@ stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const s
     }
 #endif
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < groups; i++)
-        step_gradient[i] = (float)(scale * backward_group(weight_gradient, weights, gradient, dtype, i * group, group,
-                                                          stq_qat_usable_step(steps[i]), &rule));
+    for (int64_t i = 0; i < groups; i++) {
+        uint64_t own_mode = stq_float_mode_set();
+        step_gradient[i] = backward_group(weight_gradient, weights, gradient, dtype, i * group, group,
+                                          stq_qat_usable_step(steps[i]), &rule, scale);
+        stq_float_mode_restore(own_mode);
+    }
     return STQ_OK;
 }
