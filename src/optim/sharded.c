@@ -263,6 +263,15 @@ static int by_first(const void *a, const void *b) {
     return (x->first > y->first) - (x->first < y->first);
 }
 
+/* Waits for everything that was begun, which is forgotten then. */
+static stq_status wait_for_started(stq_sharded *s) {
+    stq_status status = STQ_OK;
+    for (size_t i = 0; status == STQ_OK && i < s->started_count; i++)
+        status = stq_comm_wait(s->comm, s->started[i].request, "the gradients");
+    s->started_count = 0;
+    return status;
+}
+
 /* Begins what the caller did not, then waits for everything. */
 static stq_status sum_gradients(stq_sharded *s, void *gradients) {
     size_t begun = s->started_count;
@@ -271,17 +280,16 @@ static stq_status sum_gradients(stq_sharded *s, void *gradients) {
     int64_t at = 0;
     for (size_t i = 0; i <= begun; i++) {
         int64_t next = i < begun ? s->started[i].first : s->length;
-        if (next < at)
+        if (next < at) {
+            STQ_CHECK(wait_for_started(s));
             return stq_error(STQ_INVALID_ARGUMENT, "Two ranges of gradients that were begun overlap at element %lld.",
                              (long long)next);
+        }
         if (next > at)
             STQ_CHECK(stq_sharded_start(s, gradients, at, next - at));
         at = i < begun ? next + s->started[i].count : s->length;
     }
-    for (size_t i = 0; i < s->started_count; i++)
-        STQ_CHECK(stq_comm_wait(s->comm, s->started[i].request, "the gradients"));
-    s->started_count = 0;
-    return STQ_OK;
+    return wait_for_started(s);
 }
 
 /* Segments that lie in a rank's range, over all tensors; they are contiguous. */

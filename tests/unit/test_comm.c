@@ -428,12 +428,37 @@ static void test_flat_layouts(void **state) {
     stq_comm_destroy(comm);
 }
 
+/* Ranges that overlap are refused with the step, and forgotten: the next one is made. */
+static void test_ranges_that_overlap(void **state) {
+    (void)state;
+    enum { COUNT = 64 * 130 };
+    static float parameters[COUNT], gradients[COUNT];
+    const stq_tensor tensor = stq_tensor_whole("a", 64, 130);
+    const stq_flat flat = {.offsets = (const int64_t[]){0}, .length = COUNT};
+    stq_adamw_config config = stq_adamw_defaults();
+    stq_comm *comm;
+    stq_sharded *sharded;
+    gradients[7] = 1;
+    assert_int_equal(stq_comm_create_self(&comm), STQ_OK);
+    assert_int_equal(stq_sharded_create(&sharded, comm, &config, &tensor, 1, &flat), STQ_OK);
+    assert_int_equal(stq_sharded_start(sharded, gradients, 0, COUNT + 1), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_sharded_start(sharded, gradients, 100, 100), STQ_OK);
+    assert_int_equal(stq_sharded_start(sharded, gradients, 0, 101), STQ_OK);
+    assert_int_equal(stq_sharded_step(sharded, parameters, gradients, 0, NULL), STQ_INVALID_ARGUMENT);
+    assert_non_null(strstr(stq_last_error(), "overlap at element 100"));
+    assert_int_equal(stq_adamw_step_count(stq_sharded_optimizer(sharded)), 0);
+    assert_int_equal(stq_sharded_step(sharded, parameters, gradients, 0, NULL), STQ_OK);
+    assert_int_equal(stq_adamw_step_count(stq_sharded_optimizer(sharded)), 1);
+    stq_sharded_destroy(sharded);
+    stq_comm_destroy(comm);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_self),         cmocka_unit_test(test_operations),
         cmocka_unit_test(test_failures),     cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_sharded),      cmocka_unit_test(test_configurations_that_differ),
-        cmocka_unit_test(test_flat_layouts),
+        cmocka_unit_test(test_flat_layouts), cmocka_unit_test(test_ranges_that_overlap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
