@@ -102,13 +102,6 @@ typedef struct pair {
     bool counts_alike; /* bytes are the same, too, and with them the records that checkpoints save */
 } pair;
 
-static void must(stq_status status) {
-    if (status == STQ_OK)
-        return;
-    printf("Bail out! %s: %s\n", stq_status_name(status), stq_last_error());
-    exit(1);
-}
-
 static void open_pair(pair *p, stq_adamw_config config, const stq_allocator *allocator) {
     stq_tensor tensors[TENSORS];
     memset(p, 0, sizeof *p);
