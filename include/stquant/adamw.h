@@ -6,8 +6,9 @@
  *   stq_adamw *optimizer;
  *   if (stq_adamw_create(&optimizer, &config, tensors, tensor_count) != STQ_OK) puts(stq_last_error());
  *   for each step:
- *       stq_adamw_step(optimizer, &(stq_step){ .size = sizeof(stq_step), .parameters = p, .gradients = g, .unscale = 1
- * }, NULL); stq_adamw_destroy(optimizer);
+ *       stq_adamw_step(optimizer, &(stq_step){.size = sizeof(stq_step), .parameters = p, .gradients = g, .unscale = 1},
+ *                      NULL);
+ *   stq_adamw_destroy(optimizer);
  */
 #ifndef STQUANT_ADAMW_H
 #define STQUANT_ADAMW_H
@@ -46,7 +47,8 @@ typedef struct stq_adamw_config {
     const stq_allocator *allocator; /**< memory for states; copied; NULL = the C library's */
     int threads;                    /**< OpenMP threads, 0 = all; the results do not depend on it */
     stq_device device;              /**< where everything is; default STQ_DEVICE_CPU */
-    int device_index;               /**< which GPU, as the CUDA runtime counts them; default 0 */
+    int device_index;   /**< which GPU, as the CUDA runtime counts them; default 0. Calls that work on it make it the
+                             calling thread's current device */
     bool counts_as_cpu; /**< on a GPU: bytes are counted as the same states take them on a CPU, so that widths under a
                              cap and saved records are the CPU's, byte for byte. No count then has what a GPU needs
                              besides: lists, about 1 KiB a tensor, and what its allocator rounds up; default false */
@@ -104,8 +106,9 @@ typedef struct stq_step_result {
  * pass that decodes, updates and encodes. `result` may be NULL.
  *
  * A non-finite gradient skips the step whole and is not an error. Without any gradient nothing happens, and no step is
- * counted. On STQ_OUT_OF_MEMORY (a promotion could not be
- * allocated) the step is made at the old widths and the status is STQ_OK; other errors leave everything as before.
+ * counted. A promotion for which there is no memory is put off, which is no error either. After an error parameters,
+ * step count and moments are as before, but for second moments that were to be shared from this step on and may be so
+ * already; widths may have been decided.
  */
 STQ_API stq_status stq_adamw_step(stq_adamw *optimizer, const stq_step *step, stq_step_result *result);
 
@@ -254,8 +257,8 @@ STQ_API stq_status stq_adamw_restore(stq_adamw *optimizer, const stq_adamw_recor
  * Changes tensors[i].bits (and target, asked) to widths that this optimizer can hold: records saved under a larger cap,
  * another policy, or with float32 states (bits 32, as imported from a float32 AdamW). Records that fit stay untouched.
  *
- * *changed (may be NULL) tells whether a width changed. Errors as for stq_adamw_restore(); the optimizer is not
- * changed.
+ * *changed (may be NULL) tells whether a width changed. Errors as for stq_adamw_restore(), after STQ_CAP_TOO_SMALL the
+ * widths in the records are undefined; the optimizer is not changed.
  */
 STQ_API stq_status stq_adamw_fit(const stq_adamw *optimizer, const stq_adamw_record *record, stq_tensor_record *tensors,
                                  size_t tensor_count, bool *changed);
@@ -317,8 +320,9 @@ STQ_API stq_status stq_adamw_read_state(const stq_adamw *optimizer, size_t index
  * @param first      first element. What of the range is not held here is ignored; where the state is coded, blocks
  *                   held here must lie whole in the range or not at all
  * @param count      number of elements, 0 or more
- * Errors: STQ_INVALID_ARGUMENT (range, cut blocks), STQ_CORRUPT (scale words that no encoder writes, moments that are
- * not finite or, in v, negative); the range is undefined then.
+ * Errors: STQ_INVALID_ARGUMENT (range, cut blocks, a plane that is missing: nothing is written), STQ_UNSUPPORTED (a
+ * part of a shared second moment), STQ_CORRUPT (scale words that no encoder writes, moments that are not finite or, in
+ * v, negative; -0 counts as 0), STQ_OUT_OF_MEMORY; the range is undefined after the last two.
  */
 STQ_API stq_status stq_adamw_write_state(stq_adamw *optimizer, size_t index, stq_state state, const stq_planes *source,
                                          int64_t first, int64_t count);

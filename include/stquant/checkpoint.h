@@ -116,7 +116,8 @@ typedef struct stq_checkpoint stq_checkpoint;
 
 /**
  * Finds the newest whole checkpoint (index, headers and sizes are right) of a run's folder with a step below `below`
- * (INT64_MAX for any). Writes its path to `path` of `size` bytes. STQ_IO_ERROR if there is none.
+ * (INT64_MAX for any). Writes its path to `path` of `size` bytes. STQ_IO_ERROR if there is none, STQ_CORRUPT if none of
+ * those there are is whole, STQ_INVALID_ARGUMENT if the path does not fit.
  */
 STQ_API stq_status stq_checkpoint_find(const char *folder, int64_t below, char *path, size_t size);
 
@@ -217,8 +218,8 @@ STQ_API stq_status stq_checkpoint_digest(const stq_checkpoint *checkpoint, uint6
 /**
  * Signal and expected noise of one rounding of a saved state, m or the root of v: sums of squares over the values, the
  * noise from the width w of each value's cell (w^2 / 12 for nearest rounding, w^2 / 6 for stochastic rounding).
- * 10 log10(signal / noise) is the signal-to-noise ratio in dB; both are 0 for a
- * shared second moment, the noise for float32 states.
+ * 10 log10(signal / noise) is the signal-to-noise ratio in dB; both are 0 for a shared second moment, the noise for
+ * float32 states.
  */
 STQ_API stq_status stq_checkpoint_noise(const stq_checkpoint *checkpoint, size_t tensor, stq_state state,
                                         double *signal, double *noise);

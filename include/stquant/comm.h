@@ -73,7 +73,8 @@ typedef struct stq_comm_transport {
 /** A communicator of one rank: every operation returns at once. */
 STQ_API stq_status stq_comm_create_self(stq_comm **comm);
 
-/** A communicator over a transport, which is copied; its context is the communicator's from now on. */
+/** A communicator over a transport, which is copied; its context is the communicator's from then on. On failure *comm
+ * is NULL, and the context is still the caller's. */
 STQ_API stq_status stq_comm_create(stq_comm **comm, const stq_comm_transport *transport);
 
 /** Bytes of an NCCL id. */

@@ -58,12 +58,13 @@ typedef struct stq_policy_config {
     uint32_t lowest_bits;     /**< narrowest width the policy may choose, 2 to 8; default 2 */
     uint32_t highest_bits;    /**< widest width the policy may choose, lowest_bits to 8; default 8 */
     int64_t decide_every;     /**< steps K between decisions (also at steps 1, 10 and 30); default 100 */
-    int64_t planned_steps;    /**< length of the run, 0 = unknown */
+    int64_t planned_steps;    /**< length of the run, 0 = unknown; STQ_CAP_MEAN needs it */
     stq_shared_mode shared_v; /**< default STQ_SHARED_OFF */
     int64_t decision_delay; /**< calls of stq_adamw_step() from the step whose gradients a decision is made from to the
                                  one in which widths change, 0 to 16; a GPU then need not wait for the device. The
                                  first widths are chosen at once. Default 0 */
-    double annealing;       /**< 1 = the offsets shrink over the first half of the run, 0 = they stay; default 1 */
+    double annealing;       /**< 1 = the zones' offsets shrink over the first half of the planned steps, or as gradients
+                                 do where those are unknown; 0 = they stay; default 1 */
 } stq_policy_config;
 
 /** The defaults named above. */

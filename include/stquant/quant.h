@@ -69,7 +69,7 @@ STQ_API uint64_t stq_plane_bytes(int64_t count, uint32_t bits, uint32_t plane);
  *
  * @param planes  bits = 2 to 8, planes and scales allocated for `count` values; contents are overwritten
  * @param state   whose codec
- * @param values  count finite values; non-negative for the second moment
+ * @param values  count finite values; non-negative for the second moment, and no -0
  * @param count   number of values, 0 or more
  * @param random  used for the second moment; NULL for the first
  * First moment: relative to the block's largest magnitude the error is at most docs/theory.md's table. Second moment:

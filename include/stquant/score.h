@@ -1,10 +1,9 @@
 /*
  * stquant/score.h - the Score engine: what the gradients of one tensor say about the precision its states deserve.
  *
- * Every sum is the same bits for every thread count, rank count and backend (docs/reproducible-sums.md): sums of
- * squares and fourth powers run in a fixed order inside segments of 65,536 elements counted from the tensor's start and
- * then over the segments; the matrix-vector products of the power iteration are exact sums of integers, so that order
- * is free.
+ * Every sum is the same bits for every thread count, rank count and backend: sums of squares and fourth powers run in a
+ * fixed order inside segments of 65,536 elements counted from the tensor's start and then over the segments; the
+ * matrix-vector products of the power iteration are exact sums of integers, so that order is free.
  */
 #ifndef STQUANT_SCORE_H
 #define STQUANT_SCORE_H

@@ -71,7 +71,8 @@ STQ_API stq_status stq_sharded_start(stq_sharded *sharded, void *gradients, int6
  * @param gradients          flat buffer of this rank's share of the gradient (their sum counts); undefined afterwards
  * @param max_gradient_norm  clip the global norm to this; 0 = do not clip
  * @param result             may be NULL; asking for it makes a GPU's step wait
- * A gradient that is not finite on any rank skips the step on all.
+ * A gradient that is not finite on any rank skips the step on all. Ranges begun by stq_sharded_start() that overlap are
+ * STQ_INVALID_ARGUMENT: no step is made, and what was begun is forgotten, with whatever the gradients are then.
  */
 STQ_API stq_status stq_sharded_step(stq_sharded *sharded, void *parameters, void *gradients, double max_gradient_norm,
                                     stq_step_result *result);

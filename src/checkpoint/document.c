@@ -12,8 +12,6 @@
 #include "common/error.h"
 #include "quant/shared.h"
 
-static const int64_t most_elements = INT64_C(1) << 38;
-
 int64_t stq_shape_elements(uint32_t dimensions, const int64_t *shape) {
     int64_t elements = 1;
     for (uint32_t k = 0; k < dimensions; k++)
@@ -267,8 +265,8 @@ static stq_status parse_tensor(const stq_document *document, size_t index, const
     STQ_CHECK(stq_json_string(object, "name", what, &tensor->name));
     if (!stq_name_is_plain(tensor->name))
         return stq_error(STQ_CORRUPT, "%s: its name is empty, too long or has control characters.", what);
-    STQ_CHECK(stq_json_integer(object, "rows", 1, most_elements, what, &tensor->rows));
-    STQ_CHECK(stq_json_integer(object, "cols", 1, most_elements / tensor->rows, what, &tensor->cols));
+    STQ_CHECK(stq_json_integer(object, "rows", 1, STQ_MOST_ELEMENTS, what, &tensor->rows));
+    STQ_CHECK(stq_json_integer(object, "cols", 1, STQ_MOST_ELEMENTS / tensor->rows, what, &tensor->cols));
     STQ_CHECK(parse_slice(object, tensor->rows * tensor->cols, what, &tensor->first, &tensor->count));
     STQ_CHECK(stq_json_integer(object, "group", 0, (int64_t)document->group_count - 1, what, &group));
     STQ_CHECK(parse_pair(object, "given", what, given));
@@ -297,8 +295,8 @@ static stq_status parse_array(size_t index, const json_t *object, const char *fi
     for (uint32_t k = 0; k < array->dimensions; k++) {
         const json_t *size = json_array_get(shape, k);
         json_int_t value = json_integer_value(size);
-        if (!json_is_integer(size) || value < 0 || value > most_elements ||
-            (value > 0 && elements > most_elements / value))
+        if (!json_is_integer(size) || value < 0 || value > STQ_MOST_ELEMENTS ||
+            (value > 0 && elements > STQ_MOST_ELEMENTS / value))
             return stq_error(STQ_CORRUPT, "%s: its shape is not that of an array of at most 2^38 elements.", what);
         array->shape[k] = value;
         elements *= value;

@@ -111,7 +111,7 @@ static stq_status plan_arrays(array_jobs *jobs, const stq_array *arrays, size_t 
     for (size_t i = 0; i < count; i++) {
         const json_t *index = arrays[i].name ? json_object_get(names, arrays[i].name) : NULL;
         if (index == NULL)
-            return stq_error(STQ_INVALID_ARGUMENT, "%s has no array '%s' of floats.", c->path,
+            return stq_error(STQ_INVALID_ARGUMENT, "%s has no array '%s'.", c->path,
                              arrays[i].name ? arrays[i].name : "");
         size_t at = (size_t)json_integer_value(index);
         most += c->array_slices.start[at + 1] - c->array_slices.start[at];
@@ -345,11 +345,16 @@ static void decode_shared(float *values, const stq_planes *planes, const stq_sav
                           (int)(tensor->count - at < RUN ? tensor->count - at : RUN));
 }
 
+stq_status stq_check_state(const stq_checkpoint *c, size_t tensor, stq_state state) {
+    size_t count = c->files[0].document.tensor_count;
+    if (tensor < count && (state == STQ_FIRST_MOMENT || state == STQ_SECOND_MOMENT))
+        return STQ_OK;
+    return stq_error(STQ_INVALID_ARGUMENT, "%s has no state %d of tensor %zu; it has two each of %zu tensors.", c->path,
+                     (int)state, tensor, count);
+}
+
 stq_status stq_checkpoint_read_state(const stq_checkpoint *c, size_t index, stq_state state, float *values) {
-    const stq_document *document = &c->files[0].document;
-    if (index >= document->tensor_count || (state != STQ_FIRST_MOMENT && state != STQ_SECOND_MOMENT))
-        return stq_error(STQ_INVALID_ARGUMENT, "There is no state %d of tensor %zu; there are %zu tensors.", (int)state,
-                         index, document->tensor_count);
+    STQ_CHECK(stq_check_state(c, index, state));
     for (size_t i = c->tensor_slices.start[index]; i < c->tensor_slices.start[index + 1]; i++) {
         const stq_slice *slice = &c->tensor_slices.list[i];
         stq_planes planes;

@@ -4,6 +4,9 @@
 
 #include "checkpoint/reader.h"
 
+/* Refuses a state that the checkpoint does not have. */
+stq_status stq_check_state(const stq_checkpoint *c, size_t tensor, stq_state state);
+
 /* Reads one state of one slice into fresh planes; to be released on failure, too. */
 stq_status stq_read_slice_planes(const stq_checkpoint *c, const stq_slice *slice, stq_state state, stq_planes *planes);
 

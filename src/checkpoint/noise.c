@@ -55,10 +55,7 @@ static void add_planes(power *sum, const stq_planes *planes, stq_state state, in
 
 stq_status stq_checkpoint_noise(const stq_checkpoint *c, size_t tensor, stq_state state, double *signal,
                                 double *noise) {
-    const stq_document *document = &c->files[0].document;
-    if (tensor >= document->tensor_count || (state != STQ_FIRST_MOMENT && state != STQ_SECOND_MOMENT))
-        return stq_error(STQ_INVALID_ARGUMENT, "There is no state %d of tensor %zu; there are %zu tensors.", (int)state,
-                         tensor, document->tensor_count);
+    STQ_CHECK(stq_check_state(c, tensor, state));
     power sum = {0};
     for (size_t i = c->tensor_slices.start[tensor]; i < c->tensor_slices.start[tensor + 1]; i++) {
         const stq_slice *slice = &c->tensor_slices.list[i];

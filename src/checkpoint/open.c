@@ -21,18 +21,11 @@ static stq_status no_memory(const char *path) {
 
 /* ---- Entries ---- */
 
-const stq_entry *stq_find_entry(const stq_checkpoint *c, const char *name, size_t *file) {
-    const json_t *place = json_object_get(c->entries, name);
-    if (place == NULL)
-        return NULL;
-    *file = (size_t)json_integer_value(json_array_get(place, 0));
-    return &c->files[*file].header.entries[json_integer_value(json_array_get(place, 1))];
-}
-
 static const stq_entry *find_in_file(const stq_checkpoint *c, const char *name, size_t file) {
-    size_t found;
-    const stq_entry *entry = stq_find_entry(c, name, &found);
-    return entry && found == file ? entry : NULL;
+    const json_t *place = json_object_get(c->entries, name);
+    if (place == NULL || (size_t)json_integer_value(json_array_get(place, 0)) != file)
+        return NULL;
+    return &c->files[file].header.entries[json_integer_value(json_array_get(place, 1))];
 }
 
 const stq_entry *stq_array_slice_entry(const stq_checkpoint *c, const stq_slice *slice) {
@@ -267,7 +260,7 @@ static stq_status gather_arrays(stq_checkpoint *c) {
 static stq_status check_state(const stq_checkpoint *c, const stq_slice *slice, stq_state state) {
     const stq_saved_tensor *saved = stq_slice_tensor(c, slice);
     uint32_t bits = saved->record.bits[state];
-    if (bits == 32) {
+    if (bits == STQ_BITS_FLOAT32) {
         const stq_entry *entry = stq_state_slice_entry(c, slice, state, STQ_PART_VALUES);
         stq_dtype type;
         if (entry == NULL || !stq_type_dtype(entry->type, &type) || type == STQ_UINT8 ||

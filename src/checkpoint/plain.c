@@ -11,15 +11,8 @@
 #include "common/error.h"
 
 static stq_status fill_entry(stq_entry *entry, const stq_array *array, uint64_t begin) {
-    int64_t elements = 1;
-    if (array->name == NULL || array->dimensions > STQ_DIMENSIONS || stq_dtype_size(array->type) == 0)
-        return stq_error(STQ_INVALID_ARGUMENT, "An array needs a name, at most 8 dimensions and a known type.");
-    for (uint32_t k = 0; k < array->dimensions; k++) {
-        if (array->shape[k] < 0 || (array->shape[k] > 0 && elements > (INT64_C(1) << 38) / array->shape[k]))
-            return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': its shape is not that of at most 2^38 elements.",
-                             array->name);
-        elements *= array->shape[k];
-    }
+    int64_t elements;
+    STQ_CHECK(stq_array_check(array, &elements));
     if (array->first != 0 || array->count != elements || (array->data == NULL && elements > 0))
         return stq_error(STQ_INVALID_ARGUMENT, "Array '%s' is not whole.", array->name);
     *entry = (stq_entry){.name = array->name,

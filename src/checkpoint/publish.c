@@ -27,7 +27,8 @@ void stq_partial_name(int64_t step, uint64_t run, char *name) {
     snprintf(name, STQ_STEP_NAME, ".step-%08" PRId64 ".%016" PRIx64 ".partial", step, run);
 }
 
-bool stq_parse_step_name(const char *name, int64_t *step) {
+/* True for a name of stq_step_name(), exactly. */
+static bool parse_step_name(const char *name, int64_t *step) {
     char same[STQ_STEP_NAME];
     if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9' || strlen(name) >= sizeof same)
         return false;
@@ -273,7 +274,7 @@ static bool list_step(void *context, const char *name) {
     step_list *list = context;
     char index[STQ_STEP_NAME + sizeof STQ_INDEX_NAME + 1];
     int64_t step;
-    if (!stq_parse_step_name(name, &step) || step >= list->below)
+    if (!parse_step_name(name, &step) || step >= list->below)
         return true;
     snprintf(index, sizeof index, "%s/%s", name, STQ_INDEX_NAME);
     if (!exists(list->folder, index))

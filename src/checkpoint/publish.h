@@ -15,7 +15,6 @@ enum { STQ_STEP_NAME = 80 };
 
 void stq_step_name(int64_t step, char *name);                  /* step-00000100 */
 void stq_partial_name(int64_t step, uint64_t run, char *name); /* .step-00000100.0123456789abcdef.partial */
-bool stq_parse_step_name(const char *name, int64_t *step);     /* the first form, exactly */
 
 /* One run's checkpoint that is being made. */
 typedef struct stq_publication {

@@ -13,13 +13,11 @@
 #include "checkpoint/file.h"
 #include "checkpoint/reader.h"
 #include "common/error.h"
+#include "common/memory.h"
 
 /* Read at once, so that the whole pages around it fit a room; and hashed and copied at once, while in the core's cache.
  */
 enum { ROOM_BYTES = 4 << 20, PIECE_BYTES = ROOM_BYTES - 2 * STQ_FILE_PAGE, HASH_BYTES = 256 << 10 };
-
-/* Rooms lie in pages of this size: a disk reads into one of them at once, into 4,096 bytes each at other places. */
-enum { HUGE_PAGE = 2 << 20 };
 
 /* A thread that reads past the page cache waits most of the time: as many keep a disk at work, one for each so many
  * bytes. */
@@ -76,10 +74,10 @@ static stq_status read_pieces(const reading *r) {
 }
 
 void *stq_allocate_large(uint64_t bytes) {
-    if (bytes < HUGE_PAGE)
+    if (bytes < STQ_HUGE_PAGE)
         return malloc((size_t)bytes + 1);
-    uint64_t whole = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    void *memory = whole <= SIZE_MAX ? aligned_alloc(HUGE_PAGE, (size_t)whole) : NULL;
+    uint64_t whole = stq_round_up(bytes, STQ_HUGE_PAGE);
+    void *memory = whole <= SIZE_MAX ? aligned_alloc(STQ_HUGE_PAGE, (size_t)whole) : NULL;
     if (memory)
         madvise(memory, (size_t)whole, MADV_HUGEPAGE);
     return memory;
@@ -90,7 +88,7 @@ static stq_status read_opened(reading *r) {
     bool check = stq_expected_checksum(r->file, r->entry, &expected);
     r->past_cache =
         stq_file_read_directly(r->descriptor, r->file->header.data_start + r->entry->begin, r->entry->bytes);
-    if (r->past_cache)
+    if (r->past_cache) /* a disk reads into a huge page at once, into 4,096 bytes each at other places */
         r->pages = stq_allocate_large(ROOM_BYTES);
     else if (!r->direct)
         r->pages = malloc((size_t)most + 1);

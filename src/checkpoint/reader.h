@@ -44,9 +44,6 @@ struct stq_checkpoint {
     uint64_t bytes;
 };
 
-/* The entry of that name; NULL where there is none. */
-const stq_entry *stq_find_entry(const stq_checkpoint *c, const char *name, size_t *file);
-
 /* The entry of an array's slice. */
 const stq_entry *stq_array_slice_entry(const stq_checkpoint *c, const stq_slice *slice);
 

@@ -8,6 +8,7 @@
 #include "checkpoint/file.h"
 #include "checkpoint/json.h"
 #include "common/error.h"
+#include "quant/layout.h"
 
 static const struct {
     const char *name;
@@ -44,6 +45,23 @@ bool stq_name_is_plain(const char *name) {
         if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f)
             return false;
     return length >= 1 && length <= 1000;
+}
+
+stq_status stq_array_check(const stq_array *array, int64_t *elements) {
+    if (array->name == NULL || !stq_name_is_plain(array->name))
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "An array to be saved has no name of 1 to 1,000 bytes without control characters.");
+    if (array->dimensions > STQ_DIMENSIONS || stq_dtype_size(array->type) == 0)
+        return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': %u dimensions of type %d cannot be saved.", array->name,
+                         array->dimensions, (int)array->type);
+    *elements = 1;
+    for (uint32_t k = 0; k < array->dimensions; k++) {
+        if (array->shape[k] < 0 || (array->shape[k] > 0 && *elements > STQ_MOST_ELEMENTS / array->shape[k]))
+            return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': its shape is not that of at most 2^38 elements.",
+                             array->name);
+        *elements *= array->shape[k];
+    }
+    return STQ_OK;
 }
 
 /* ---- Reading ---- */
@@ -175,14 +193,10 @@ static stq_status check_length(const uint8_t *text, uint64_t file_bytes, const c
     return STQ_OK;
 }
 
-stq_status stq_header_parse(stq_header *header, const uint8_t *text, uint64_t bytes, uint64_t file_bytes,
-                            const char *path) {
-    *header = (stq_header){0};
-    uint64_t length;
-    if (bytes < STQ_HEADER_LENGTH_BYTES || bytes > file_bytes)
-        return stq_error(STQ_CORRUPT, "%s has %" PRIu64 " bytes, too few for a safetensors file.", path, file_bytes);
-    STQ_CHECK(check_length(text, file_bytes, path, &length));
-    if (length > bytes - STQ_HEADER_LENGTH_BYTES || text[STQ_HEADER_LENGTH_BYTES] != '{')
+/* `text` is the length field and `length` bytes of JSON. */
+static stq_status parse_header(stq_header *header, const uint8_t *text, uint64_t length, uint64_t file_bytes,
+                               const char *path) {
+    if (text[STQ_HEADER_LENGTH_BYTES] != '{')
         return stq_error(STQ_CORRUPT, "%s: no JSON header at offset 8; it is no safetensors file.", path);
     STQ_CHECK(stq_json_parse((const char *)text + STQ_HEADER_LENGTH_BYTES, length, STQ_HEADER_LENGTH_BYTES,
                              stq_json_most_values(file_bytes), path, &header->root));
@@ -221,9 +235,8 @@ stq_status stq_header_read(stq_header *header, int descriptor, uint64_t file_byt
             status = stq_error(STQ_CORRUPT, "%s: the header (offsets 0 to %" PRIu64 ") does not match its checksum.",
                                path, bytes);
     }
-    if (status == STQ_OK) {
-        status = stq_header_parse(header, text, bytes, file_bytes, path);
-    }
+    if (status == STQ_OK)
+        status = parse_header(header, text, length, file_bytes, path);
     free(text);
     return status;
 }

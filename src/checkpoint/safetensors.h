@@ -14,7 +14,7 @@
 /* Longest header, as in the reference implementation. */
 #define STQ_LONGEST_HEADER UINT64_C(100000000)
 
-/* The header's length field and the largest multiple it is padded to. */
+/* The header's length field, and what it is padded to a multiple of: so much, or a page where there is much data. */
 enum { STQ_HEADER_LENGTH_BYTES = 8, STQ_HEADER_ALIGNMENT = 64 };
 
 /* Bytes of an element of a safetensors type ("F32", "U8", ...), 0 for an unknown one. */
@@ -28,6 +28,9 @@ bool stq_type_dtype(const char *type, stq_dtype *dtype);
 
 /* UTF-8 (checked by the JSON parser) without control characters, 1 to 1,000 bytes. */
 bool stq_name_is_plain(const char *name);
+
+/* Checks name, element type, dimensions and shape of an array to be written; *elements receives how many it has. */
+stq_status stq_array_check(const stq_array *array, int64_t *elements);
 
 /* One tensor of a file. */
 typedef struct stq_entry {
@@ -48,14 +51,10 @@ typedef struct stq_header {
 } stq_header;
 
 /*
- * Parses the header of a file of `file_bytes` bytes from its first `bytes` bytes: at least the whole header. `path` is
- * for messages. STQ_CORRUPT says what is wrong and where; nothing stays allocated then.
+ * Reads and parses the header of an open file of `file_bytes` bytes; *checksum receives XXH3 of everything before the
+ * data. Another than *expected (NULL: none is) is refused before anything is parsed. `path` is for messages.
+ * STQ_CORRUPT says what is wrong and where; nothing stays allocated then.
  */
-stq_status stq_header_parse(stq_header *header, const uint8_t *text, uint64_t bytes, uint64_t file_bytes,
-                            const char *path);
-
-/* Reads and parses the header of an open file; *checksum receives XXH3 of everything before the data. Another than
- * *expected (NULL: none is) is refused before anything is parsed. */
 stq_status stq_header_read(stq_header *header, int descriptor, uint64_t file_bytes, const char *path,
                            const uint64_t *expected, uint64_t *checksum);
 

@@ -13,8 +13,8 @@
 #include "common/error.h"
 #include "optim/optimizer.h"
 
-/* Copied by one thread at a time; pages of this size save most of the faults of fresh memory. */
-enum { COPY_BYTES = 4 << 20, HUGE_PAGE = 2 << 20 };
+/* Copied by one thread at a time. */
+enum { COPY_BYTES = 4 << 20 };
 
 /* Where an entry's bytes come from. */
 typedef struct source {
@@ -34,19 +34,8 @@ typedef struct collection {
 } collection;
 
 static stq_status check_array(const stq_array *array) {
-    if (array->name == NULL || !stq_name_is_plain(array->name))
-        return stq_error(STQ_INVALID_ARGUMENT,
-                         "An array to be saved has no name of 1 to 1,000 bytes without control characters.");
-    if (array->dimensions > STQ_DIMENSIONS || stq_dtype_size(array->type) == 0)
-        return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': %u dimensions of type %d cannot be saved.", array->name,
-                         array->dimensions, (int)array->type);
-    int64_t elements = 1;
-    for (uint32_t k = 0; k < array->dimensions; k++) {
-        if (array->shape[k] < 0 || (array->shape[k] > 0 && elements > (INT64_C(1) << 38) / array->shape[k]))
-            return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': its shape is not that of at most 2^38 elements.",
-                             array->name);
-        elements *= array->shape[k];
-    }
+    int64_t elements;
+    STQ_CHECK(stq_array_check(array, &elements));
     if (array->first < 0 || array->count < 0 || array->first > elements || array->count > elements - array->first ||
         (array->data == NULL && array->count > 0))
         return stq_error(STQ_INVALID_ARGUMENT, "Array '%s': %" PRId64 " elements from %" PRId64 " are not there.",
@@ -203,11 +192,11 @@ static stq_status describe(const collection *all, json_t **root) {
 static bool allocate_data(stq_snapshot *snapshot, uint64_t bytes) {
     if (snapshot->data != NULL && snapshot->capacity >= bytes)
         return true;
-    uint64_t rounded = (bytes + HUGE_PAGE) / HUGE_PAGE * HUGE_PAGE;
+    uint64_t rounded = (bytes + STQ_HUGE_PAGE) / STQ_HUGE_PAGE * STQ_HUGE_PAGE;
     free(snapshot->data);
-    snapshot->data = rounded < SIZE_MAX / 2 ? aligned_alloc(HUGE_PAGE, (size_t)rounded) : NULL;
+    snapshot->data = rounded < SIZE_MAX / 2 ? aligned_alloc(STQ_HUGE_PAGE, (size_t)rounded) : NULL;
     snapshot->capacity = snapshot->data ? rounded : 0;
-    if (snapshot->data != NULL && bytes >= 4 * HUGE_PAGE)
+    if (snapshot->data != NULL && bytes >= 4 * STQ_HUGE_PAGE)
         madvise(snapshot->data, (size_t)rounded, MADV_HUGEPAGE);
     return snapshot->data != NULL;
 }

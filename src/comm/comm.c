@@ -79,16 +79,25 @@ static stq_status name_failure(const stq_comm *comm, stq_status status, const ch
                      reason[0] ? reason : "the transport gave no reason.");
 }
 
-static stq_status check_type(int64_t count, stq_comm_type type) {
+static stq_status check_message(int64_t count, stq_comm_type type) {
     if (count < 0 || stq_comm_type_size(type) == 0)
         return stq_error(STQ_INVALID_ARGUMENT, "A message of %lld elements of type %d does not exist.",
                          (long long)count, (int)type);
     return STQ_OK;
 }
 
+/* One part a rank. */
+static stq_status check_parts(const stq_comm *comm, const int64_t *counts, stq_comm_type type) {
+    for (int r = 0; r < comm->transport.ranks; r++)
+        STQ_CHECK(check_message(counts[r], type));
+    return STQ_OK;
+}
+
 stq_status stq_comm_all_reduce(stq_comm *comm, void *buffer, int64_t count, stq_comm_type type,
                                stq_comm_operation operation, const char *what) {
-    STQ_CHECK(check_type(count, type));
+    STQ_CHECK(check_message(count, type));
+    if (operation != STQ_COMM_SUM && operation != STQ_COMM_MAX && operation != STQ_COMM_MIN)
+        return stq_error(STQ_INVALID_ARGUMENT, "There is no operation %d to combine messages by.", (int)operation);
     if (comm->transport.ranks == 1 || count == 0)
         return STQ_OK;
     count_bytes(comm, count, type);
@@ -96,11 +105,9 @@ stq_status stq_comm_all_reduce(stq_comm *comm, void *buffer, int64_t count, stq_
     return name_failure(comm, status, "the all-reduce", what);
 }
 
-static int64_t own_count(const stq_comm *comm, const int64_t *counts) { return counts[comm->transport.rank]; }
-
 stq_status stq_comm_reduce_scatter(stq_comm *comm, void *buffer, const int64_t *counts, stq_comm_type type,
                                    const char *what) {
-    STQ_CHECK(check_type(own_count(comm, counts), type));
+    STQ_CHECK(check_parts(comm, counts, type));
     if (comm->transport.ranks == 1)
         return STQ_OK;
     stq_status status = comm->transport.reduce_scatter(comm->transport.context, buffer, counts, type);
@@ -109,17 +116,17 @@ stq_status stq_comm_reduce_scatter(stq_comm *comm, void *buffer, const int64_t *
 
 stq_status stq_comm_all_gather(stq_comm *comm, void *buffer, const int64_t *counts, stq_comm_type type,
                                const char *what) {
-    STQ_CHECK(check_type(own_count(comm, counts), type));
+    STQ_CHECK(check_parts(comm, counts, type));
     if (comm->transport.ranks == 1)
         return STQ_OK;
-    count_bytes(comm, own_count(comm, counts), type);
+    count_bytes(comm, counts[comm->transport.rank], type);
     stq_status status = comm->transport.all_gather(comm->transport.context, buffer, counts, type);
     return name_failure(comm, status, "the all-gather", what);
 }
 
 stq_status stq_comm_broadcast(stq_comm *comm, void *buffer, int64_t count, stq_comm_type type, int root,
                               const char *what) {
-    STQ_CHECK(check_type(count, type));
+    STQ_CHECK(check_message(count, type));
     if (root < 0 || root >= comm->transport.ranks)
         return stq_error(STQ_INVALID_ARGUMENT, "There is no rank %d to broadcast from; there are %d.", root,
                          comm->transport.ranks);
@@ -138,7 +145,7 @@ stq_status stq_comm_barrier(stq_comm *comm, const char *what) {
 stq_status stq_comm_finish(stq_comm *comm, const char *what) {
     if (comm->transport.finish == NULL)
         return STQ_OK;
-    return name_failure(comm, comm->transport.finish(comm->transport.context), "the sum", what);
+    return name_failure(comm, comm->transport.finish(comm->transport.context), "the exchange", what);
 }
 
 stq_status stq_comm_start_reduce_scatter(stq_comm *comm, void *buffer, const int64_t *counts, stq_comm_type type,
@@ -146,6 +153,7 @@ stq_status stq_comm_start_reduce_scatter(stq_comm *comm, void *buffer, const int
     *request = NULL;
     if (comm->transport.ranks == 1 || comm->transport.start_reduce_scatter == NULL)
         return stq_comm_reduce_scatter(comm, buffer, counts, type, what);
+    STQ_CHECK(check_parts(comm, counts, type));
     stq_status status = comm->transport.start_reduce_scatter(comm->transport.context, buffer, counts, type, request);
     return name_failure(comm, status, "the start of the reduce-scatter", what);
 }

@@ -34,6 +34,7 @@ stq_status stq_comm_create_nccl(stq_comm **comm, const uint8_t id[STQ_COMM_NCCL_
 
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
+#include <pthread.h>
 #include <time.h>
 
 typedef struct nccl_id {
@@ -72,9 +73,7 @@ static bool bind(const char *name, void **function) {
 /* ISO C has no conversion from an object pointer to a function pointer; POSIX has. */
 #define BIND(name, member) bind(name, (void **)(void *)&nccl.member)
 
-static stq_status load(void) {
-    if (nccl.handle)
-        return STQ_OK;
+static stq_status load_functions(void) {
     const char *path = getenv("STQUANT_NCCL");
     nccl.handle = dlopen(path && path[0] ? path : "libnccl.so.2", RTLD_NOW | RTLD_GLOBAL);
     if (nccl.handle == NULL)
@@ -93,6 +92,15 @@ static stq_status load(void) {
     nccl.handle = NULL;
     return stq_error(STQ_UNSUPPORTED,
                      "The NCCL that was found lacks functions of version 2; install a current libnccl2.");
+}
+
+/* Communicators may be made by several threads at once. */
+static stq_status load(void) {
+    static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&loading);
+    stq_status status = nccl.handle ? STQ_OK : load_functions();
+    pthread_mutex_unlock(&loading);
+    return status;
 }
 
 typedef struct transport {
@@ -142,17 +150,22 @@ static stq_status begin_staging(transport *t, void *buffer, size_t bytes, void *
     if (!is_host(buffer))
         return STQ_OK;
     STQ_CHECK(cuda_failed(cudaMallocAsync(staged, bytes, t->stream)));
-    return cuda_failed(cudaMemcpyAsync(*staged, buffer, bytes, cudaMemcpyHostToDevice, t->stream));
+    stq_status status = cuda_failed(cudaMemcpyAsync(*staged, buffer, bytes, cudaMemcpyHostToDevice, t->stream));
+    if (status != STQ_OK)
+        (void)cudaFreeAsync(*staged, t->stream);
+    return status;
 }
 
 /* `status` is that of the operation, and is returned if it is a failure. */
 static stq_status end_staging(transport *t, void *buffer, size_t bytes, void *staged, stq_status status) {
-    if (staged == buffer || status != STQ_OK)
+    if (staged == buffer)
         return status;
-    STQ_CHECK(finish_stream(t));
-    cudaError_t copied = cudaMemcpy(buffer, staged, bytes, cudaMemcpyDeviceToHost);
+    if (status == STQ_OK)
+        status = finish_stream(t);
+    if (status == STQ_OK)
+        status = cuda_failed(cudaMemcpy(buffer, staged, bytes, cudaMemcpyDeviceToHost));
     (void)cudaFreeAsync(staged, t->stream);
-    return cuda_failed(copied);
+    return status;
 }
 
 static stq_status all_reduce(void *context, void *buffer, int64_t count, stq_comm_type type,

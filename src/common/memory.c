@@ -8,18 +8,16 @@
 
 #include "common/error.h"
 
-enum { HUGE_PAGE = 2 << 20 };
-
 /* Large planes lie on huge pages where the system lends them on request: a transition is the first touch of new planes,
  * and a fault for every 4 KiB costs as much as the step. Only whole huge pages are asked for, so that no memory beyond
  * the charged bytes becomes resident. */
 static void *library_allocate(void *context, size_t bytes) {
     (void)context;
 #ifdef MADV_HUGEPAGE
-    if (bytes >= 2 * HUGE_PAGE) {
-        void *pointer = aligned_alloc(HUGE_PAGE, bytes);
+    if (bytes >= 2 * STQ_HUGE_PAGE) {
+        void *pointer = aligned_alloc(STQ_HUGE_PAGE, bytes);
         if (pointer != NULL)
-            (void)madvise(pointer, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+            (void)madvise(pointer, bytes / STQ_HUGE_PAGE * STQ_HUGE_PAGE, MADV_HUGEPAGE);
         return pointer;
     }
 #endif
@@ -41,12 +39,7 @@ void stq_pool_init(stq_pool *pool, const stq_allocator *allocator) {
 }
 
 uint64_t stq_pool_charge(const stq_pool *pool, uint64_t bytes) {
-    uint64_t granularity = pool->allocator.granularity;
-    return (bytes + granularity - 1) / granularity * granularity;
-}
-
-bool stq_pool_has_room(const stq_pool *pool, uint64_t bytes) {
-    return pool->cap == 0 || pool->bytes + bytes <= pool->cap;
+    return stq_round_up(bytes, pool->allocator.granularity);
 }
 
 static void charge(stq_pool *pool, uint64_t bytes) {
@@ -60,7 +53,7 @@ stq_status stq_pool_allocate(stq_pool *pool, uint64_t bytes, void **pointer) {
     if (bytes == 0)
         return STQ_OK;
     uint64_t rounded = stq_pool_charge(pool, bytes);
-    if (!stq_pool_has_room(pool, rounded))
+    if (pool->cap != 0 && pool->bytes + rounded > pool->cap)
         return stq_error(STQ_CAP_TOO_SMALL,
                          "%llu more bytes of state would exceed the cap of %llu bytes; %llu are in use.",
                          (unsigned long long)rounded, (unsigned long long)pool->cap, (unsigned long long)pool->bytes);

@@ -78,13 +78,9 @@ static stq_status read_control(stq_cuda *cuda) {
     return STQ_OK;
 }
 
-static double bits_now(const stq_adamw *o) {
-    return 4.0 * (double)o->store.pool.bytes / (double)(o->parameters ? o->parameters : 1);
-}
-
 void stq_cuda_correct_counts(stq_adamw *o, int64_t steps, int64_t skipped) {
     stq_cuda *cuda = o->backend_context;
-    o->bits_sum += (double)(steps - o->steps) * bits_now(o);
+    o->bits_sum += (double)(steps - o->steps) * stq_step_bits(o);
     o->steps = cuda->known_steps = steps;
     o->skipped = cuda->known_skipped = skipped;
 }
@@ -95,6 +91,7 @@ stq_status stq_cuda_settle(stq_adamw *o) {
     if (!cuda->counts_uploaded || cuda->known_steps != o->steps || cuda->known_skipped != o->skipped ||
         cuda->restored != o->restored)
         return STQ_OK; /* the host knows better */
+    STQ_CUDA_CHECK(cudaSetDevice(cuda->device));
     STQ_CHECK(read_control(cuda));
     stq_status status = stq_cuda_collect(o, INT64_MAX);
     STQ_CUDA_CHECK(cudaMemcpy(o->missed, cuda->missed, o->tensor_count * sizeof *o->missed, cudaMemcpyDeviceToHost));
@@ -156,14 +153,14 @@ static stq_status enqueue_update(stq_adamw *o) {
 static void count_step(stq_adamw *o) {
     stq_cuda *cuda = o->backend_context;
     o->steps++;
-    o->bits_sum += bits_now(o);
+    o->bits_sum += stq_step_bits(o);
     for (size_t i = 0; i < o->tensor_count; i++)
         o->missed[i] += o->store.items[i].gradient == NULL;
     cuda->known_steps = o->steps;
 }
 
 static bool needs_factors(const stq_adamw *o, const stq_step *step) {
-    return stq_cuda_chooses(o) && step->factors == NULL;
+    return stq_policy_chooses(&o->policy.config) && step->factors == NULL;
 }
 
 /* Measures and decides at once; waits for the device. */
@@ -213,9 +210,7 @@ static stq_status watch(stq_adamw *o, const stq_step *step) {
 static stq_status careful_step(stq_adamw *o, const stq_step *step, bool put_off, stq_step_result *done) {
     stq_cuda *cuda = o->backend_context;
     STQ_CHECK(stq_cuda_settle(o));
-    bool due = false;
-    if (!put_off)
-        STQ_CHECK(stq_step_due(o, &due));
+    bool due = !put_off && stq_step_due(o);
     STQ_CHECK(stq_cuda_upload_items(o));
     STQ_CHECK(enqueue_prepare(o, step, put_off ? watches(o) : due && needs_factors(o, step)));
     STQ_CHECK(read_control(cuda));
@@ -258,7 +253,7 @@ static stq_status swift_step(stq_adamw *o, const stq_step *step, bool put_off) {
 static bool puts_off(const stq_adamw *o, const stq_step *step) {
     const stq_cuda *cuda = o->backend_context;
     return o->policy.config.decision_delay > 0 && stq_step_has_widths(o) && step->factors == NULL &&
-           (!stq_cuda_chooses(o) || cuda->whole);
+           (!stq_policy_chooses(&o->policy.config) || cuda->whole);
 }
 
 /* Makes a decision that was put off to this step; the gate of the next one opens. */
@@ -276,14 +271,12 @@ static stq_status conclude(stq_adamw *o, bool *decided) {
 stq_status stq_cuda_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *result) {
     stq_cuda *cuda = o->backend_context;
     stq_step_result done = {0};
-    bool due = false, put_off = puts_off(o, step);
+    bool put_off = puts_off(o, step);
     STQ_CUDA_CHECK(cudaSetDevice(cuda->device));
     cuda->stream = step->stream;
     STQ_CHECK(upload_counts(o));
     STQ_CHECK(conclude(o, &done.decided));
-    if (!put_off)
-        STQ_CHECK(stq_step_due(o, &due));
-    if (due || result != NULL || stq_step_waiting(o))
+    if ((!put_off && stq_step_due(o)) || result != NULL || stq_step_waiting(o))
         STQ_CHECK(careful_step(o, step, put_off, &done));
     else
         STQ_CHECK(swift_step(o, step, put_off));

@@ -20,7 +20,7 @@ stq_status stq_cuda_error(cudaError_t error, const char *call) {
 static void *allocate(void *context, size_t bytes) {
     stq_cuda *cuda = context;
     void *pointer = NULL;
-    if (cudaMallocAsync(&pointer, bytes, cuda->stream) == cudaSuccess)
+    if (cudaSetDevice(cuda->device) == cudaSuccess && cudaMallocAsync(&pointer, bytes, cuda->stream) == cudaSuccess)
         return pointer;
     (void)cudaGetLastError();
     return NULL;
@@ -29,6 +29,7 @@ static void *allocate(void *context, size_t bytes) {
 static void release(void *context, void *pointer, size_t bytes) {
     stq_cuda *cuda = context;
     (void)bytes;
+    (void)cudaSetDevice(cuda->device);
     (void)cudaFreeAsync(pointer, cuda->stream);
 }
 
@@ -138,6 +139,7 @@ static void close_context(void *context) {
     stq_cuda *cuda = context;
     if (cuda == NULL)
         return;
+    (void)cudaSetDevice(cuda->device);
     (void)cudaStreamSynchronize(cuda->stream);
     void *device[] = {cuda->items,         cuda->tiles,     cuda->segments, cuda->first_segment, cuda->sums,
                       cuda->coefficients,  cuda->groups,    cuda->missed,   cuda->control,       cuda->share_sums,
@@ -168,10 +170,11 @@ static stq_status open_context(stq_adamw *o, int device) {
     return fill_context(cuda, o, device);
 }
 
-/* ---- Copies and groups ---- */
+/* ---- Copies and groups: the null stream is that of the thread's current device ---- */
 
 static stq_status copy_out(void *context, void *host, const void *source, uint64_t bytes) {
     stq_cuda *cuda = context;
+    STQ_CUDA_CHECK(cudaSetDevice(cuda->device));
     STQ_CUDA_CHECK(cudaMemcpyAsync(host, source, (size_t)bytes, cudaMemcpyDeviceToHost, cuda->stream));
     STQ_CUDA_CHECK(cudaStreamSynchronize(cuda->stream));
     return STQ_OK;
@@ -179,6 +182,7 @@ static stq_status copy_out(void *context, void *host, const void *source, uint64
 
 static stq_status copy_in(void *context, void *target, const void *host, uint64_t bytes) {
     stq_cuda *cuda = context;
+    STQ_CUDA_CHECK(cudaSetDevice(cuda->device));
     STQ_CUDA_CHECK(cudaMemcpyAsync(target, host, (size_t)bytes, cudaMemcpyHostToDevice, cuda->stream));
     STQ_CUDA_CHECK(cudaStreamSynchronize(cuda->stream));
     return STQ_OK;
@@ -186,6 +190,7 @@ static stq_status copy_in(void *context, void *target, const void *host, uint64_
 
 static stq_status set_group(void *context, size_t index, const stq_adamw_group *group) {
     stq_cuda *cuda = context;
+    STQ_CUDA_CHECK(cudaSetDevice(cuda->device));
     STQ_CUDA_CHECK(stq_cuda_set_group(cuda->groups, (int64_t)index, group, cuda->stream));
     return STQ_OK;
 }
@@ -196,7 +201,6 @@ static void set_stream(void *context, void *stream) {
 }
 
 const stq_backend stq_cuda_backend = {
-    .name = "cuda",
     .read = copy_out,
     .write = copy_in,
     .allocator = {.allocate = allocate, .release = release, .granularity = GRANULARITY},

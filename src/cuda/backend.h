@@ -87,11 +87,15 @@ stq_status stq_cuda_error(cudaError_t error, const char *call);
             return stq_cuda_error(stq_cuda_status, #call); \
     } while (0)
 
+/* Where the next part of a block of device memory begins, a multiple of 256 bytes; *used is then its end. */
+static inline size_t stq_cuda_reserve(size_t *used, size_t bytes) {
+    size_t at = *used;
+    *used += (size_t)stq_round_up(bytes, 256);
+    return at;
+}
+
 /* Brings the items, as the store has them now, to the device. */
 stq_status stq_cuda_upload_items(stq_adamw *o);
-
-/* Whether the policy chooses widths by factors. */
-bool stq_cuda_chooses(const stq_adamw *o);
 
 /* Entries of the list of chunks, and bytes of all measures: part of the records. */
 int64_t stq_cuda_count_chunks(const stq_adamw *o);

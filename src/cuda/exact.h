@@ -1,8 +1,8 @@
 /*
  * exact.h - correctly rounded square root and quotient out of approximations, for operands well inside the range of
  * floats. The GPU's approximate instructions are one operation each; what IEEE demands beyond them is the refinement
- * below: 4 and 5 operations, against 8 and 13 with the branches of the compiler's own sequences. Plain C, so that a
- * test on the host can try every approximation that an instruction might return (tests/unit/test_exact.c).
+ * below: 4 and 5 operations, against 8 and 13 with the branches of the compiler's own sequences.
+ * tests/cuda/arithmetic.cu tries them with the GPU's approximations, tests/cuda/test_emulated.cc with others.
  */
 #ifndef STQ_EXACT_H
 #define STQ_EXACT_H

@@ -20,9 +20,6 @@
 #define TILE (32 * EIGHT) /* columns of a warp */
 #define SIDE_ROWS 4       /* rows that a warp multiplies side by side, with the same part of x */
 
-/* 2^-10: elements below this share of the largest count as near zero. */
-#define NEAR_ZERO (1.0f / 1024.0f)
-
 /* ---- Loads ---- */
 
 namespace {
@@ -92,8 +89,8 @@ static __device__ void begin_score(stq_score *score, double squares, double four
     score->largest_bits = largest;
     score->prescale = stq_bits_float((256 - min(exponent, 255u)) << 23);
     score->frobenius = sqrt(squares) * (double)score->prescale;
-    score->threshold = stq_bits_float(largest) * score->prescale * NEAR_ZERO;
-    score->fixed_point = count <= (int64_t)1 << 34 ? 16777216.0f : 1048576.0f;
+    score->threshold = stq_bits_float(largest) * score->prescale * STQ_NEAR_ZERO;
+    score->fixed_point = stq_power_fixed_point(count);
 }
 
 /* x = the start vector, scaled for the first product. */

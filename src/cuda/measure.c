@@ -8,10 +8,6 @@
 #include "cuda/backend.h"
 #include "score/power.h"
 
-bool stq_cuda_chooses(const stq_adamw *o) {
-    return o->policy.config.kind == STQ_POLICY_ZONES || o->policy.config.kind == STQ_POLICY_RATE_DISTORTION;
-}
-
 /* ---- Plans: what is scored, the same at every decision ---- */
 
 /* A single row has no spread: it is measured as several, so that more than one warp has work. */
@@ -25,7 +21,7 @@ static int64_t chunks_of(const stq_tensor *tensor) { return (rows_of(tensor) + S
 
 int64_t stq_cuda_count_chunks(const stq_adamw *o) {
     int64_t count = 0;
-    for (size_t i = 0; i < o->tensor_count && stq_cuda_chooses(o); i++)
+    for (size_t i = 0; i < o->tensor_count && stq_policy_chooses(&o->policy.config); i++)
         count += o->exempt[i] ? 0 : chunks_of(&o->tensors[i]);
     return count;
 }
@@ -130,19 +126,13 @@ typedef struct scratch {
     float *probes;
 } scratch;
 
-static size_t reserve(size_t *used, size_t bytes) {
-    size_t at = *used;
-    *used += (bytes + 255) / 256 * 256;
-    return at;
-}
-
 static stq_status open_scratch(scratch *s, const stq_cuda *cuda, bool scores) {
     size_t used = 0, items = (size_t)cuda->list.item_count;
-    size_t probes_at = reserve(&used, (size_t)cuda->probe_values * sizeof *s->probes);
-    size_t scores_at = scores ? reserve(&used, items * sizeof *s->scores) : 0;
+    size_t probes_at = stq_cuda_reserve(&used, (size_t)cuda->probe_values * sizeof *s->probes);
+    size_t scores_at = scores ? stq_cuda_reserve(&used, items * sizeof *s->scores) : 0;
     size_t moments_at =
-        scores && !cuda->moments ? reserve(&used, (size_t)cuda->list.segment_count * sizeof *s->moments) : 0;
-    size_t vectors_at = scores ? reserve(&used, (size_t)cuda->vector_length * sizeof *s->vectors) : 0;
+        scores && !cuda->moments ? stq_cuda_reserve(&used, (size_t)cuda->list.segment_count * sizeof *s->moments) : 0;
+    size_t vectors_at = scores ? stq_cuda_reserve(&used, (size_t)cuda->vector_length * sizeof *s->vectors) : 0;
     STQ_CUDA_CHECK(cudaMallocAsync((void **)&s->block, used + 256, cuda->stream));
     s->probes = (float *)(void *)(s->block + probes_at);
     s->scores = (stq_score *)(void *)(s->block + scores_at);
@@ -254,7 +244,7 @@ static stq_status take_factors(stq_adamw *o, const stq_measure *measure) {
         if (score->rows == 0 || o->exempt[i])
             continue;
         if (score->largest_bits >= 0x7f800000u)
-            status = stq_error(STQ_INVALID_ARGUMENT, "tensor %s: its gradient has elements that are not finite",
+            status = stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient has elements that are not finite.",
                                o->tensors[i].name);
         else
             factors[i] = finish_factors(score, &o->tensors[i], measure->gate->unscale);

@@ -141,22 +141,16 @@ static stq_status plan(scoring *c, const stq_sharded *s) {
     return STQ_OK;
 }
 
-static size_t reserve(size_t *used, size_t bytes) {
-    size_t at = *used;
-    *used += (bytes + 255) / 256 * 256;
-    return at;
-}
-
 /* One block for everything, zeroed. */
 static stq_status allocate_scoring(scoring *c, const stq_sharded *s) {
     stq_cuda *cuda = s->adamw->backend_context;
     size_t used = 0, segments = (size_t)s->segments_before[s->tensor_count];
-    size_t scores_at = reserve(&used, s->tensor_count * sizeof *c->scores);
-    size_t chunks_at = reserve(&used, (size_t)c->chunk_count * sizeof *c->chunks);
-    size_t moments_at = reserve(&used, (size_t)cuda->list.segment_count * sizeof(stq_moment_sums));
-    size_t vectors_at = reserve(&used, (size_t)(c->row_length + c->column_length) * sizeof(int32_t));
-    size_t fourths_at = reserve(&used, segments * sizeof *c->fourths);
-    size_t largest_at = reserve(&used, s->tensor_count * sizeof *c->largest);
+    size_t scores_at = stq_cuda_reserve(&used, s->tensor_count * sizeof *c->scores);
+    size_t chunks_at = stq_cuda_reserve(&used, (size_t)c->chunk_count * sizeof *c->chunks);
+    size_t moments_at = stq_cuda_reserve(&used, (size_t)cuda->list.segment_count * sizeof(stq_moment_sums));
+    size_t vectors_at = stq_cuda_reserve(&used, (size_t)(c->row_length + c->column_length) * sizeof(int32_t));
+    size_t fourths_at = stq_cuda_reserve(&used, segments * sizeof *c->fourths);
+    size_t largest_at = stq_cuda_reserve(&used, s->tensor_count * sizeof *c->largest);
     STQ_CUDA_CHECK(cudaMallocAsync(&c->block, used, cuda->stream));
     STQ_CUDA_CHECK(cudaMemsetAsync(c->block, 0, used, cuda->stream));
     char *block = c->block;

@@ -10,11 +10,10 @@ static bool may_share(const stq_adamw *o, size_t i) {
     const stq_policy_config *config = &o->policy.config;
     const stq_policy_tensor *tensor = &o->decided[i];
     uint32_t given = tensor->given[STQ_SECOND_MOMENT];
-    bool chooses = config->kind == STQ_POLICY_ZONES || config->kind == STQ_POLICY_RATE_DISTORTION;
     if (given != 0 || o->exempt[i])
         return stq_is_shared(given);
-    return chooses && config->shared_v == STQ_SHARED_AUTO && !tensor->not_shared && tensor->rows > 1 &&
-           tensor->cols > 1;
+    return stq_policy_chooses(config) && config->shared_v == STQ_SHARED_AUTO && !tensor->not_shared &&
+           tensor->rows > 1 && tensor->cols > 1;
 }
 
 void stq_cuda_share_places(const stq_adamw *o, stq_share_place *places, int64_t *means, int64_t *probe_values) {

@@ -56,7 +56,7 @@ void stq_worklist_free(stq_worklist *list) {
 }
 
 static bool stays_coded(const stq_planes *in, const stq_planes *out) {
-    return in->bits == out->bits && in->bits >= 2 && in->bits <= 8;
+    return in->bits == out->bits && stq_is_coded(in->bits);
 }
 
 static bool aligned(const void *pointer) { return (uintptr_t)pointer % 16 == 0; }

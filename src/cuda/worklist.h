@@ -13,9 +13,9 @@ typedef struct stq_worklist {
     int64_t item_count;
 } stq_worklist;
 
-/* Segments come in the order of the items, tiles too, but those of
- * small items first: some are slow, and must not be what the end of a launch waits for. Allocated with malloc;
- * STQ_OUT_OF_MEMORY leaves nothing behind, STQ_UNSUPPORTED names a list with more than 2^31 - 1 tiles. */
+/* Segments come in the order of the items, tiles too, but those of small items first: some are slow, and must not be
+ * what the end of a launch waits for. Allocated with malloc; STQ_OUT_OF_MEMORY leaves nothing behind, STQ_UNSUPPORTED
+ * names a list with more than 2^31 - 1 tiles. */
 stq_status stq_worklist_make(stq_worklist *list, const stq_item *items, size_t count);
 
 /* The counts of such lists alone. */

@@ -92,7 +92,7 @@ static stq_status fill(stq_adamw *o, const stq_adamw_config *config, const stq_t
         copy_tensor(o, i, &tensors[i], name, config);
         name += strlen(name) + 1;
         global += (uint64_t)o->decided[i].count;
-        segments += (size_t)((o->decided[i].count + STQ_SEGMENT - 1) / STQ_SEGMENT);
+        segments += (size_t)stq_segment_count(o->decided[i].count);
     }
     o->cpu.segment_sums = record(segments + 1, sizeof(double), &o->store.record_bytes);
     if (o->cpu.segment_sums == NULL)
@@ -100,11 +100,8 @@ static stq_status fill(stq_adamw *o, const stq_adamw_config *config, const stq_t
     o->policy.config = config->policy;
     if (o->backend->record_bytes && !config->counts_as_cpu)
         o->store.record_bytes += o->backend->record_bytes(o);
-    o->policy = (stq_policy){.config = config->policy,
-                             .fixed_bytes = stq_store_fixed_bytes(&o->store, o->exempt, o->tensors),
-                             .granularity = o->store.pool.allocator.granularity,
-                             .log_n_average = NAN,
-                             .log_r_average = NAN};
+    o->policy.fixed_bytes = stq_store_fixed_bytes(&o->store, o->exempt, o->tensors);
+    o->policy.granularity = o->store.pool.allocator.granularity;
     return stq_policy_init(&o->policy, o->decided, o->tensor_count, global);
 }
 
@@ -158,7 +155,6 @@ stq_status stq_adamw_create(stq_adamw **optimizer, const stq_adamw_config *confi
                             size_t tensor_count) {
     STQ_CHECK(stq_adamw_prepare(optimizer, config, tensors, tensor_count));
     stq_adamw *o = *optimizer;
-    o->store.tensors = o->tensors;
     o->store.global_fixed = o->policy.fixed_bytes;
     if (o->policy.config.cap_mode == STQ_CAP_PEAK) {
         o->store.global_cap = o->policy.cap_bytes;

@@ -12,7 +12,6 @@
 struct stq_sharded;
 
 typedef struct stq_backend {
-    const char *name;
     /* Sum of squares of all gradients that there are, unscaled, in the fixed order of score/sums.h; not finite if a
      * gradient is not. */
     stq_status (*sum_squares)(void *context, const stq_item *items, size_t count, double *sum);

@@ -4,9 +4,7 @@
 
 #include "common/error.h"
 #include "optim/optimizer.h"
-#include "quant/convert.h"
-
-static const int64_t largest_tensor = INT64_C(1) << 38;
+#include "quant/shared.h"
 
 static stq_status check_group(size_t index, const stq_adamw_group *group) {
     if (!(group->learning_rate >= 0) || !isfinite(group->learning_rate))
@@ -23,16 +21,14 @@ static stq_status check_group(size_t index, const stq_adamw_group *group) {
     return STQ_OK;
 }
 
-static bool is_shared(uint32_t bits) { return bits == STQ_BITS_SHARED_ROW || bits == STQ_BITS_SHARED_COL; }
+static bool is_v_mode(uint32_t bits) { return stq_is_shared(bits) || bits == STQ_BITS_NOT_SHARED; }
 
-static bool is_v_mode(uint32_t bits) { return is_shared(bits) || bits == STQ_BITS_NOT_SHARED; }
-
-static bool width_exists(uint32_t bits) { return bits == 0 || bits == STQ_BITS_FLOAT32 || (bits >= 2 && bits <= 8); }
+static bool width_exists(uint32_t bits) { return bits == 0 || bits == STQ_BITS_FLOAT32 || stq_is_coded(bits); }
 
 static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t group_count) {
     if (tensor->name == NULL || tensor->name[0] == '\0')
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor %zu has no name; give every tensor a unique one.", index);
-    if (tensor->rows < 1 || tensor->cols < 1 || tensor->rows > largest_tensor / tensor->cols)
+    if (tensor->rows < 1 || tensor->cols < 1 || tensor->rows > STQ_MOST_ELEMENTS / tensor->cols)
         return stq_error(STQ_INVALID_ARGUMENT,
                          "Tensor '%s' is %lld x %lld; rows and cols must be at least 1 and their product at most 2^38.",
                          tensor->name, (long long)tensor->rows, (long long)tensor->cols);
@@ -46,11 +42,11 @@ static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t gr
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' is in group %u, but there are %zu groups.", tensor->name,
                          tensor->group, group_count);
     if (!width_exists(tensor->m_bits) || (!width_exists(tensor->v_bits) && !is_v_mode(tensor->v_bits)) ||
-        (tensor->m_bits == 32) != (tensor->v_bits == 32))
+        (tensor->m_bits == STQ_BITS_FLOAT32) != (tensor->v_bits == STQ_BITS_FLOAT32))
         return stq_error(STQ_INVALID_ARGUMENT,
                          "Tensor '%s': widths %u and %u; use 0, 2 to 8, 32 for both, or a shared v.", tensor->name,
                          tensor->m_bits, tensor->v_bits);
-    if (is_shared(tensor->v_bits) && tensor->count != tensor->rows * tensor->cols)
+    if (stq_is_shared(tensor->v_bits) && tensor->count != tensor->rows * tensor->cols)
         return stq_error(STQ_UNSUPPORTED,
                          "Tensor '%s': a slice cannot share its second moment; give it a width of 2 to 8.",
                          tensor->name);
@@ -68,7 +64,7 @@ stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *ten
 #endif
     if (!device_exists)
         return stq_error(STQ_UNSUPPORTED, "This build of stquant has no device %d; use the CPU.", (int)config->device);
-    if (tensors == NULL || tensor_count == 0 || tensor_count > UINT32_MAX)
+    if (tensors == NULL || tensor_count == 0)
         return stq_error(STQ_INVALID_ARGUMENT, "An optimizer needs at least one tensor.");
     if ((config->groups == NULL) != (config->group_count == 0))
         return stq_error(STQ_INVALID_ARGUMENT, "groups and group_count must be given together.");

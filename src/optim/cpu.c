@@ -12,8 +12,6 @@
 
 static int thread_count(const stq_cpu *cpu) { return stq_thread_count(cpu->threads); }
 
-static int64_t segment_count(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
-
 /* Elements and blocks that take part in this step. */
 static int64_t active_count(const stq_item *item) { return item->gradient ? item->count : 0; }
 
@@ -24,7 +22,7 @@ static void sum_range(const stq_item *items, double *sums, int64_t first, int64_
     int64_t before = 0;
     for (size_t i = 0; before < end; i++) {
         const stq_item *item = &items[i];
-        int64_t segments = segment_count(active_count(item));
+        int64_t segments = stq_segment_count(active_count(item));
         for (int64_t s = first > before ? first - before : 0; s < segments && before + s < end; s++) {
             int64_t left = item->count - s * STQ_SEGMENT;
             const uint8_t *from =
@@ -40,7 +38,7 @@ static stq_status sum_squares(void *context, const stq_item *items, size_t count
     stq_cpu *cpu = context;
     int64_t segments = 0;
     for (size_t i = 0; i < count; i++)
-        segments += segment_count(active_count(&items[i]));
+        segments += stq_segment_count(active_count(&items[i]));
 #pragma omp parallel num_threads(thread_count(cpu))
     {
         int64_t thread = omp_get_thread_num();
@@ -50,9 +48,9 @@ static stq_status sum_squares(void *context, const stq_item *items, size_t count
     stq_tree total = {.count = 0};
     int64_t before = 0;
     for (size_t i = 0; i < count; i++) {
-        double of_tensor = stq_tree_sum(cpu->segment_sums + before, segment_count(active_count(&items[i])));
+        double of_tensor = stq_tree_sum(cpu->segment_sums + before, stq_segment_count(active_count(&items[i])));
         stq_tree_add(&total, &of_tensor, 1);
-        before += segment_count(active_count(&items[i]));
+        before += stq_segment_count(active_count(&items[i]));
     }
     *sum = stq_tree_finish(&total);
     return STQ_OK;
@@ -98,12 +96,12 @@ static stq_status update(void *context, const stq_item *items, size_t count, con
     return STQ_OK;
 }
 
-/* Scratch for the sums of a shared item; the factors follow the sums. */
-static stq_status allocate_sums(const stq_item *item, uint32_t bits, stq_shared_sums *scratch) {
-    size_t means = (size_t)stq_shared_count(bits, item->rows, item->cols);
-    scratch->sums = malloc(means * (sizeof *scratch->sums + sizeof *scratch->factors));
+/* Scratch for the sums of a shared second moment; the factors follow the sums. */
+static stq_status allocate_sums(int64_t means, stq_shared_sums *scratch) {
+    scratch->sums = malloc((size_t)means * (sizeof *scratch->sums + sizeof *scratch->factors));
     if (scratch->sums == NULL)
-        return stq_error(STQ_OUT_OF_MEMORY, "No memory for the sums of a shared second moment of %zu means.", means);
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory for the sums of a shared second moment of %lld means.",
+                         (long long)means);
     scratch->factors = (float *)(void *)(scratch->sums + means);
     return STQ_OK;
 }
@@ -135,23 +133,32 @@ static void share_item(const stq_item *item, const stq_shared_sums *scratch, con
     stq_shared_follow(item, c);
 }
 
+/* Means that take this step's gradient in. */
+static int64_t followed_means(const stq_item *item) {
+    bool follows = item->gradient != NULL && stq_is_shared(item->v_in.bits);
+    return follows ? stq_shared_count(item->v_in.bits, item->rows, item->cols) : 0;
+}
+
+/* The scratch serves all items, so that either all means change or none do. */
 static stq_status share_step(void *context, const stq_item *items, size_t count, const stq_coefficients *coefficients) {
-    for (size_t i = 0; i < count; i++) {
-        const stq_item *item = &items[i];
-        if (item->gradient == NULL || !stq_is_shared(item->v_in.bits))
-            continue;
-        stq_shared_sums scratch;
-        STQ_CHECK(allocate_sums(item, item->v_in.bits, &scratch));
-        share_item(item, &scratch, &coefficients[item->group], thread_count(context));
-        free(scratch.sums);
-    }
+    int64_t most = 0;
+    for (size_t i = 0; i < count; i++)
+        most = followed_means(&items[i]) > most ? followed_means(&items[i]) : most;
+    if (most == 0)
+        return STQ_OK;
+    stq_shared_sums scratch;
+    STQ_CHECK(allocate_sums(most, &scratch));
+    for (size_t i = 0; i < count; i++)
+        if (followed_means(&items[i]) > 0)
+            share_item(&items[i], &scratch, &coefficients[items[i].group], thread_count(context));
+    free(scratch.sums);
     return STQ_OK;
 }
 
 static stq_status share_begin(void *context, const stq_item *item) {
     (void)context;
     stq_shared_sums scratch;
-    STQ_CHECK(allocate_sums(item, item->v_out.bits, &scratch));
+    STQ_CHECK(allocate_sums(stq_shared_count(item->v_out.bits, item->rows, item->cols), &scratch));
     stq_shared_begin(&item->v_out, item, scratch.sums);
     free(scratch.sums);
     return STQ_OK;
@@ -176,7 +183,6 @@ static stq_status copy_in(void *context, void *target, const void *host, uint64_
 }
 
 const stq_backend stq_cpu_backend = {
-    .name = "cpu",
     .sum_squares = sum_squares,
     .factors = factors,
     .update = update,

@@ -26,8 +26,6 @@ static stq_planes chunk_planes(stq_chunk *chunk, uint32_t bits) {
     return planes;
 }
 
-static bool is_coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
-
 static uint64_t block_bytes(uint32_t bits, uint32_t plane) { return stq_plane_bytes(STQ_BLOCK, bits, plane); }
 
 /* The same planes from block `block` on. */
@@ -38,14 +36,14 @@ static stq_planes planes_at(const stq_planes *planes, int64_t block) {
     moved.base += (uint64_t)block * block_bytes(planes->bits, 0);
     for (uint32_t k = 1; k < stq_plane_count(planes->bits); k++)
         moved.bit[k - 1] += (uint64_t)block * block_bytes(planes->bits, k);
-    if (is_coded(planes->bits))
+    if (stq_is_coded(planes->bits))
         moved.scales += block;
     return moved;
 }
 
 /* Decodes `count` <= CHUNK values from element `first` of host planes; *values points into the chunk. */
 static stq_status decode_range(stq_chunk *chunk, const stq_planes *planes, stq_state state, int64_t first,
-                               int64_t count, const float **values) {
+                               int64_t count, float **values) {
     stq_planes from = planes_at(planes, first / STQ_BLOCK);
     int64_t skipped = first % STQ_BLOCK;
     *values = chunk->values + skipped;
@@ -58,7 +56,7 @@ static stq_status copy_planes(const stq_adamw *o, const stq_planes *to, const st
                               bool write) {
     stq_status (*copy)(void *, void *, const void *, uint64_t) = write ? o->backend->write : o->backend->read;
     for (uint32_t k = 0; k < stq_plane_count(to->bits); k++)
-        STQ_CHECK(copy(o->backend_context, k == 0 ? to->base : to->bit[k - 1], k == 0 ? from->base : from->bit[k - 1],
+        STQ_CHECK(copy(o->backend_context, stq_plane(to, k), stq_plane(from, k),
                        (uint64_t)blocks * block_bytes(to->bits, k)));
     return copy(o->backend_context, to->scales, from->scales, (uint64_t)blocks * sizeof(uint16_t));
 }
@@ -89,7 +87,7 @@ static stq_status read_chunk(const stq_adamw *o, stq_chunk *chunk, const stq_pla
     stq_planes host = chunk_planes(chunk, planes->bits);
     stq_planes device = planes_at(planes, first_block);
     STQ_CHECK(copy_planes(o, &host, &device, stq_block_count(first % STQ_BLOCK + count), false));
-    const float *decoded;
+    float *decoded;
     STQ_CHECK(decode_range(chunk, &host, state, first % STQ_BLOCK, count, &decoded));
     memcpy(values, decoded, (size_t)count * sizeof *values);
     return STQ_OK;
@@ -190,14 +188,22 @@ static stq_status check_values(const writing *w, const float *values, int64_t fi
     return STQ_OK;
 }
 
+/* Codes of v know one zero: by its bits -0 would be the largest value of its block. */
+static void drop_negative_zeros(float *values, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits = stq_float_bits(values[i]);
+        values[i] = stq_bits_float(bits == UINT32_C(0x80000000) ? 0 : bits);
+    }
+}
+
 /* Elements first .. first + count - 1 of the global tensor, count <= CHUNK; coded targets begin with a block. */
 static stq_status encode_chunk(const writing *w, int64_t first, int64_t count) {
     stq_adamw *o = w->o;
     const stq_planes *planes = planes_of(o, w->index, w->state);
     int64_t here = first - o->tensors[w->index].first;
     int64_t in_source = first - w->source_first;
-    const float *values;
-    if (is_coded(w->source->bits))
+    float *values;
+    if (stq_is_coded(w->source->bits))
         STQ_CHECK(
             check_scales(w, in_source / STQ_BLOCK, (in_source + count - 1) / STQ_BLOCK - in_source / STQ_BLOCK + 1));
     if (stq_is_shared(w->source->bits)) {
@@ -210,6 +216,8 @@ static stq_status encode_chunk(const writing *w, int64_t first, int64_t count) {
     if (planes->bits == STQ_BITS_FLOAT32)
         return o->backend->write(o->backend_context, planes->base + (uint64_t)here * sizeof(float), values,
                                  (uint64_t)count * sizeof(float));
+    if (w->state == STQ_SECOND_MOMENT)
+        drop_negative_zeros(values, count);
     stq_random random = {.seed = o->seed ^ transition_seed,
                          .step = (uint64_t)o->steps,
                          .tensor = (uint32_t)w->index,
@@ -244,17 +252,26 @@ static stq_status copy_whole_blocks(const writing *w, int64_t *first, int64_t en
     return STQ_OK;
 }
 
-static stq_status check_source(const stq_adamw *o, size_t index, const stq_planes *source, int64_t first,
-                               int64_t count) {
+static bool has_planes(const stq_planes *source, stq_state state) {
+    if (stq_is_shared(source->bits))
+        return state == STQ_SECOND_MOMENT && source->base != NULL;
+    bool whole = stq_plane_count(source->bits) != 0 && (source->scales != NULL || !stq_is_coded(source->bits));
+    for (uint32_t k = 0; k < stq_plane_count(source->bits); k++)
+        whole = whole && stq_plane(source, k) != NULL;
+    return whole;
+}
+
+static stq_status check_source(const stq_adamw *o, size_t index, stq_state state, const stq_planes *source,
+                               int64_t first, int64_t count) {
     const stq_tensor *tensor = &o->tensors[index];
     int64_t elements = tensor->rows * tensor->cols;
     if (first < 0 || count < 0 || first > elements || count > elements - first)
         return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' has no %lld elements from %lld; it has %lld.", tensor->name,
                          (long long)count, (long long)first, (long long)elements);
-    bool exists = stq_plane_count(source->bits) != 0 || stq_is_shared(source->bits);
-    if (!exists || source->base == NULL || (is_coded(source->bits) && !source->scales))
-        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': planes of %u bits with base and scales are needed.",
-                         tensor->name, source->bits);
+    if (!has_planes(source, state))
+        return stq_error(STQ_INVALID_ARGUMENT,
+                         "Tensor '%s': the source has not all planes and scale words that %u bits have.", tensor->name,
+                         source->bits);
     return STQ_OK;
 }
 
@@ -325,7 +342,7 @@ stq_status stq_adamw_write_state(stq_adamw *o, size_t index, stq_state state, co
                                  int64_t count) {
     STQ_CHECK(stq_adamw_settle(o));
     STQ_CHECK(check_index(o, index, state));
-    STQ_CHECK(check_source(o, index, source, first, count));
+    STQ_CHECK(check_source(o, index, state, source, first, count));
     const stq_tensor *tensor = &o->tensors[index];
     int64_t begin = first > tensor->first ? first : tensor->first;
     int64_t end = first + count < tensor->first + tensor->count ? first + count : tensor->first + tensor->count;
@@ -339,7 +356,7 @@ stq_status stq_adamw_write_state(stq_adamw *o, size_t index, stq_state state, co
         return write_shared(o, index, source, first, count);
     writing w = {
         .o = o, .index = index, .state = state, .source = source, .source_first = first, .source_end = first + count};
-    if (is_coded(planes->bits)) {
+    if (stq_is_coded(planes->bits)) {
         bool cut_end = (end - tensor->first) % STQ_BLOCK != 0 && end != tensor->first + tensor->count;
         if ((begin - tensor->first) % STQ_BLOCK != 0 || cut_end)
             return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': elements %lld to %lld cut a block of 128.",

@@ -43,15 +43,21 @@ struct stq_adamw {
     double decision_seconds; /* of the last decision */
 };
 
+/* All-in bits of a step at the present widths. */
+static inline double stq_step_bits(const stq_adamw *o) {
+    return 4.0 * (double)o->store.pool.bytes / (double)(o->parameters ? o->parameters : 1);
+}
+
 /* Checks configuration and tensors; fails naming the field or tensor. */
 stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *tensors, size_t tensor_count);
 
-/* Everything of stq_adamw_create but the arena: groups, copies, policy, records. `stq_adamw_destroy` frees it. */
+/* Everything of stq_adamw_create() but device and arena: groups, copies, policy, records. stq_adamw_destroy() frees it.
+ */
 stq_status stq_adamw_prepare(stq_adamw **optimizer, const stq_adamw_config *config, const stq_tensor *tensors,
                              size_t tensor_count);
 
 /* Whether the next step measures gradients for a decision, by the counts that the host knows. */
-stq_status stq_step_due(const stq_adamw *o, bool *due);
+bool stq_step_due(const stq_adamw *o);
 
 /* Whether tensors that have a gradient want widths that they do not have yet, first widths among them. */
 bool stq_step_waiting(const stq_adamw *o);

@@ -1,5 +1,5 @@
-/* query.c - what an optimizer tells about itself: bytes, widths, counts, a digest; and the plan of one that does not
- * exist yet. */
+/* query.c - what an optimizer tells about itself: bytes, widths, groups, counts, a digest; and the plan of one that
+ * does not exist yet. */
 #include <stdlib.h>
 
 #include "common/error.h"
@@ -48,6 +48,13 @@ stq_status stq_adamw_tensor(const stq_adamw *o, size_t index, stq_tensor_info *i
         .zone = (stq_zone)o->decided[index].zone,
         .factors = o->decided[index].factors,
     };
+    return STQ_OK;
+}
+
+stq_status stq_adamw_get_group(const stq_adamw *o, size_t index, stq_adamw_group *group) {
+    if (index >= o->group_count)
+        return stq_error(STQ_INVALID_ARGUMENT, "There is no group %zu; there are %zu.", index, o->group_count);
+    *group = o->groups[index];
     return STQ_OK;
 }
 
@@ -113,9 +120,8 @@ static stq_status digest_state(const stq_adamw *o, const stq_item *item, const s
     if (stq_is_shared(planes->bits))
         return digest_bytes(o, planes->base, (uint64_t)stq_shared_bytes(planes->bits, item->rows, item->cols), digest);
     for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++)
-        STQ_CHECK(digest_bytes(o, k == 0 ? planes->base : planes->bit[k - 1], stq_plane_bytes(count, planes->bits, k),
-                               digest));
-    if (planes->bits >= 2 && planes->bits <= 8)
+        STQ_CHECK(digest_bytes(o, stq_plane(planes, k), stq_plane_bytes(count, planes->bits, k), digest));
+    if (stq_is_coded(planes->bits))
         STQ_CHECK(digest_bytes(o, planes->scales, (uint64_t)stq_block_count(count) * sizeof(uint16_t), digest));
     return STQ_OK;
 }

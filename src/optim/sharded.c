@@ -16,8 +16,6 @@ typedef struct stq_started {
     void *request;
 } stq_started;
 
-static int64_t segments_of(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
-
 static int64_t elements_of(const stq_tensor *tensor) { return tensor->rows * tensor->cols; }
 
 /* The segment boundary nearest to element `target` of the flat buffers. */
@@ -72,15 +70,13 @@ static stq_status check_layout(const stq_adamw_config *config, const stq_tensor 
     int64_t end = 0;
     for (size_t i = 0; i < count; i++) {
         const stq_tensor *t = &tensors[i];
-        if (t->rows < 1 || t->cols < 1 || t->first != 0 || t->count != elements_of(t) ||
-            !has_types(t, &tensors[0], config->device))
-            return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' must be whole and %s to be sharded.",
-                             t->name ? t->name : "",
+        if (t->first != 0 || t->count != elements_of(t) || !has_types(t, &tensors[0], config->device))
+            return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s' must be whole and %s to be sharded.", t->name,
                              config->device == STQ_DEVICE_CPU ? "float32" : "of the types of the first tensor");
-        if (flat->offsets[i] < end || flat->offsets[i] + t->count > flat->length)
+        if (flat->offsets[i] < end || flat->offsets[i] > flat->length || t->count > flat->length - flat->offsets[i])
             return stq_error(STQ_INVALID_ARGUMENT,
-                             "Tensor '%s' at %lld overlaps its neighbour or leaves the flat buffer of %lld.",
-                             t->name ? t->name : "", (long long)flat->offsets[i], (long long)flat->length);
+                             "Tensor '%s' at %lld overlaps its neighbour or leaves the flat buffer of %lld.", t->name,
+                             (long long)flat->offsets[i], (long long)flat->length);
         end = flat->offsets[i] + t->count;
     }
     return STQ_OK;
@@ -98,14 +94,12 @@ static uint64_t configuration_digest(const stq_adamw_config *config, const stq_t
                                      const stq_flat *flat) {
     const stq_policy_config *p = &config->policy;
     double reals[] = {p->state_bits, p->annealing, config->error_compensation};
-    int64_t integers[] = {(int64_t)p->kind,      (int64_t)p->cap_bytes,
-                          (int64_t)p->cap_mode,  p->fixed_m_bits,
-                          p->fixed_v_bits,       p->lowest_bits,
-                          p->highest_bits,       p->decide_every,
-                          p->decision_delay,     p->planned_steps,
-                          (int64_t)config->seed, config->exempt_below,
-                          (int64_t)count,        (int64_t)config->group_count,
-                          flat->length,          config->counts_as_cpu};
+    int64_t integers[] = {
+        (int64_t)p->kind,      (int64_t)p->cap_bytes, (int64_t)p->cap_mode, p->fixed_m_bits,
+        p->fixed_v_bits,       p->lowest_bits,        p->highest_bits,      p->decide_every,
+        p->decision_delay,     p->planned_steps,      (int64_t)p->shared_v, (int64_t)config->device,
+        (int64_t)config->seed, config->exempt_below,  (int64_t)count,       (int64_t)config->group_count,
+        flat->length,          config->counts_as_cpu};
     uint64_t digest = mix(mix(UINT64_C(0xcbf29ce484222325), reals, sizeof reals), integers, sizeof integers);
     if (config->groups)
         digest = mix(digest, config->groups, config->group_count * sizeof *config->groups);
@@ -120,6 +114,7 @@ static uint64_t configuration_digest(const stq_adamw_config *config, const stq_t
                            (int64_t)t->gradient_type,
                            flat->offsets[i]};
         digest = mix(mix(digest, t->name, strlen(t->name)), shape, sizeof shape);
+        digest = mix(digest, &t->depth, sizeof t->depth);
     }
     return digest;
 }
@@ -150,7 +145,7 @@ static stq_status fill(stq_sharded *s, const stq_adamw_config *config, const stq
     s->gradient_type = tensors[0].gradient_type;
     s->threads = config->threads;
     for (size_t i = 0; i < s->tensor_count; i++)
-        s->segments_before[i + 1] = s->segments_before[i] + segments_of(elements_of(&s->whole[i]));
+        s->segments_before[i + 1] = s->segments_before[i] + stq_segment_count(elements_of(&s->whole[i]));
     size_t segments = (size_t)s->segments_before[s->tensor_count];
     s->segment_sums = calloc(segments, sizeof(double));
     s->segment_fourths = calloc(segments, sizeof(double));
@@ -268,6 +263,15 @@ static int by_first(const void *a, const void *b) {
     return (x->first > y->first) - (x->first < y->first);
 }
 
+/* Waits for everything that was begun, which is forgotten then. */
+static stq_status wait_for_started(stq_sharded *s) {
+    stq_status status = STQ_OK;
+    for (size_t i = 0; status == STQ_OK && i < s->started_count; i++)
+        status = stq_comm_wait(s->comm, s->started[i].request, "the gradients");
+    s->started_count = 0;
+    return status;
+}
+
 /* Begins what the caller did not, then waits for everything. */
 static stq_status sum_gradients(stq_sharded *s, void *gradients) {
     size_t begun = s->started_count;
@@ -276,17 +280,16 @@ static stq_status sum_gradients(stq_sharded *s, void *gradients) {
     int64_t at = 0;
     for (size_t i = 0; i <= begun; i++) {
         int64_t next = i < begun ? s->started[i].first : s->length;
-        if (next < at)
+        if (next < at) {
+            STQ_CHECK(wait_for_started(s));
             return stq_error(STQ_INVALID_ARGUMENT, "Two ranges of gradients that were begun overlap at element %lld.",
                              (long long)next);
+        }
         if (next > at)
             STQ_CHECK(stq_sharded_start(s, gradients, at, next - at));
         at = i < begun ? next + s->started[i].count : s->length;
     }
-    for (size_t i = 0; i < s->started_count; i++)
-        STQ_CHECK(stq_comm_wait(s->comm, s->started[i].request, "the gradients"));
-    s->started_count = 0;
-    return STQ_OK;
+    return wait_for_started(s);
 }
 
 /* Segments that lie in a rank's range, over all tensors; they are contiguous. */
@@ -297,7 +300,7 @@ static int64_t segments_owned(const stq_sharded *s, int rank) {
         int64_t first = s->cuts[rank] - s->offsets[i], end = s->cuts[rank + 1] - s->offsets[i];
         first = first < 0 ? 0 : first < count ? first : count;
         end = end < 0 ? 0 : end < count ? end : count;
-        segments += end > first ? segments_of(end) - first / STQ_SEGMENT : 0;
+        segments += end > first ? stq_segment_count(end) - first / STQ_SEGMENT : 0;
     }
     return segments;
 }
@@ -364,9 +367,8 @@ static stq_status check_norm(stq_sharded *s, const stq_step *step, bool *finite)
 /* Factors of the global gradients, where the policy wants them. */
 static stq_status prepare_decision(stq_sharded *s, const void *gradients, stq_step *step) {
     bool finite;
-    stq_policy_kind kind = s->adamw->policy.config.kind;
     STQ_CHECK(check_norm(s, step, &finite));
-    if (!finite || (kind != STQ_POLICY_ZONES && kind != STQ_POLICY_RATE_DISTORTION))
+    if (!finite || !stq_policy_chooses(&s->adamw->policy.config))
         return STQ_OK;
     const stq_backend *backend = s->adamw->backend;
     stq_comm_count(s->comm, true);
@@ -385,8 +387,7 @@ static stq_status find_norm(stq_sharded *s, const void *gradients, stq_step *ste
 
 /* This rank's update; on a GPU only enqueued where nobody needs to know how it went. */
 static stq_status update(stq_sharded *s, const void *gradients, stq_step *step, stq_step_result *done, bool asked) {
-    bool due = false;
-    STQ_CHECK(stq_step_due(s->adamw, &due));
+    bool due = stq_step_due(s->adamw);
     bool concludes = stq_step_concludes(s->adamw);
     if (due || asked || concludes)
         STQ_CHECK(stq_comm_finish(s->comm, "the gradients"));

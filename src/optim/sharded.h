@@ -41,8 +41,8 @@ int64_t stq_sharded_first_segment(const stq_sharded *sharded);
 /* Sums over ranks of what each knows of the segments it owns: every rank gets all entries. */
 stq_status stq_sharded_gather_segments(stq_sharded *sharded, double *values, const char *what);
 
-/* Factors of all tensors whose widths are chosen, from summed gradients of which this rank has its range. segment_sums
- * is filled. */
+/* Factors of all tensors whose widths are chosen, from summed gradients of which this rank has its range; without the
+ * spread of rows. segment_sums is filled. */
 stq_status stq_sharded_factors(stq_sharded *sharded, const float *gradients);
 
 #endif

@@ -108,7 +108,7 @@ static double frobenius(const decision *d, size_t i) {
 /* Elements below 2^-10 of the tensor's largest. */
 static void count_near_zero(decision *d, size_t i) {
     stq_matrix matrix = slice_of(d, i);
-    float threshold = stq_bits_float((uint32_t)d->largest_bits[i]) * matrix.prescale * (1.0f / 1024.0f);
+    float threshold = stq_bits_float((uint32_t)d->largest_bits[i]) * matrix.prescale * STQ_NEAR_ZERO;
     const float *elements = matrix.elements;
     for (int64_t k = 0; k < matrix.count; k++)
         d->near_zero[i] += fabsf(elements[k] * matrix.prescale) < threshold;
@@ -178,30 +178,16 @@ static stq_status power_iterations(decision *d) {
     return STQ_OK;
 }
 
-/* See stable_rank() of score/factors.c: 2^60 / (|y| |z|), at most full. */
-static double relative_rank(const decision *d, size_t i) {
-    const stq_tensor *t = &d->sharded->whole[i];
-    double smaller = (double)(t->rows < t->cols ? t->rows : t->cols);
-    if (!has_rank(d->sharded, i) || d->row_norms[i] == 0 || d->col_norms[i] == 0)
-        return 1;
-    double rank = STQ_POWER_RANGE * STQ_POWER_RANGE / (d->row_norms[i] * d->col_norms[i]);
-    return rank < smaller ? rank / smaller : 1;
-}
-
-static void set_factors(const decision *d, size_t i) {
-    stq_sharded *s = d->sharded;
-    const stq_tensor *t = &s->whole[i];
-    s->factors[i] = (stq_factors){.r = 1, .depth = (double)t->depth};
+/* The spread of rows is left out: rows are cut between ranks. */
+static stq_factors factors_of(const decision *d, size_t i) {
+    const stq_sharded *s = d->sharded;
     if (!chosen(s, i) || d->largest_bits[i] == 0)
-        return;
-    double count = (double)t->rows * (double)t->cols;
-    double squares = tensor_sum(s, s->segment_sums, i);
-    double root_mean_square = sqrt(squares / count);
-    s->factors[i].n = root_mean_square;
-    s->factors[i].r = relative_rank(d, i);
-    s->factors[i].sharpness = (double)stq_bits_float((uint32_t)d->largest_bits[i]) / root_mean_square;
-    s->factors[i].kurtosis = tensor_sum(s, s->segment_fourths, i) * count / (squares * squares);
-    s->factors[i].near_zero = (double)d->near_zero[i] / count;
+        return (stq_factors){.r = 1, .depth = (double)s->whole[i].depth};
+    stq_moment_sums sums = {.squares = tensor_sum(s, s->segment_sums, i),
+                            .fourths = tensor_sum(s, s->segment_fourths, i),
+                            .largest_bits = (uint32_t)d->largest_bits[i]};
+    stq_row_statistics rows = {.near_zero = d->near_zero[i]};
+    return stq_score_finish(&s->whole[i], &sums, &rows, d->row_norms[i], d->col_norms[i], 1.0);
 }
 
 stq_status stq_sharded_factors(stq_sharded *s, const float *gradients) {
@@ -217,7 +203,7 @@ stq_status stq_sharded_factors(stq_sharded *s, const float *gradients) {
     if (status == STQ_OK)
         status = power_iterations(&d);
     for (size_t i = 0; status == STQ_OK && i < s->tensor_count; i++)
-        set_factors(&d, i);
+        s->factors[i] = factors_of(&d, i);
     close_decision(&d);
     return status;
 }

@@ -1,6 +1,6 @@
 /*
- * state.c - the optimizer's state, out and in: records, the list of buffers, and single states as float32 or as planes
- * of another width. Records come from files, so that nothing in them is trusted.
+ * state.c - the optimizer's state, out and in: records, and the list of buffers. Records come from files, so that
+ * nothing in them is trusted.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -80,11 +80,14 @@ stq_status stq_adamw_save_records(const stq_adamw *o, stq_adamw_record *record, 
 /* Logarithms of doubles, and what is made of them, lie far inside this. */
 static bool is_logarithm(double x) { return isnan(x) || fabs(x) <= 1000.0; }
 
+/* Sums of a few counts are counts, too. */
+static bool is_count(int64_t count) { return count >= 0 && count <= INT64_MAX / 4; }
+
 static stq_status check_record(const stq_adamw_record *record) {
     if (record->version != STQ_RECORD_VERSION)
         return stq_error(STQ_UNSUPPORTED, "The optimizer's record has version %u; this library reads version %d.",
                          record->version, STQ_RECORD_VERSION);
-    if (record->steps < 0 || record->steps > INT64_MAX / 2 || record->skipped < 0)
+    if (!is_count(record->steps) || !is_count(record->skipped))
         return stq_error(STQ_CORRUPT, "The optimizer's record counts %lld steps and %lld skipped ones.",
                          (long long)record->steps, (long long)record->skipped);
     uint32_t ahead = record->pending & 0xff, ago = record->pending >> 8;
@@ -92,10 +95,13 @@ static stq_status check_record(const stq_adamw_record *record) {
         (ahead < 1 || ahead > STQ_LARGEST_DELAY || ago >= STQ_LARGEST_DELAY || ago >= record->steps))
         return stq_error(STQ_CORRUPT, "The optimizer's record has a decision %u steps ago, to be made in %u, of %lld.",
                          ago, ahead, (long long)record->steps);
-    if (record->decisions < 0 || record->forced < 0 || record->last_step < 0 || record->last_step > record->steps + 1 ||
-        record->last_bytes > INT64_MAX)
-        return stq_error(STQ_CORRUPT, "The optimizer's record counts %lld decisions, the last at step %lld of %lld.",
-                         (long long)record->decisions, (long long)record->last_step, (long long)record->steps);
+    if (!is_count(record->decisions) || !is_count(record->forced) || record->last_step < 0 ||
+        record->last_step > record->steps + 1 || record->last_bytes > INT64_MAX)
+        return stq_error(
+            STQ_CORRUPT,
+            "The optimizer's record counts %lld decisions, the last at step %lld of %lld, and %lld forced demotions.",
+            (long long)record->decisions, (long long)record->last_step, (long long)record->steps,
+            (long long)record->forced);
     if (!is_logarithm(record->log_n_average) || !is_logarithm(record->log_r_average) ||
         !is_logarithm(record->log_n_peak))
         return stq_error(STQ_CORRUPT, "The optimizer's record has averages of log n and log r of %g and %g, peak %g.",
@@ -110,10 +116,8 @@ static stq_status check_record(const stq_adamw_record *record) {
     return STQ_OK;
 }
 
-static bool is_coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
-
 static bool is_width(uint32_t bits, int state) {
-    return bits == 0 || is_coded(bits) || bits == STQ_BITS_FLOAT32 ||
+    return bits == 0 || stq_is_coded(bits) || bits == STQ_BITS_FLOAT32 ||
            (state == STQ_SECOND_MOMENT && stq_is_shared(bits));
 }
 
@@ -235,8 +239,8 @@ static uint8_t clamp_width(const stq_policy_config *config, uint32_t bits) {
 static bool is_point_of_departure(const stq_adamw *o, bool share, size_t i, const stq_tensor_record *tensor) {
     uint32_t v_bits = kept_width(tensor, STQ_SECOND_MOMENT);
     return o->exempt[i] ||
-           (is_coded(kept_width(tensor, STQ_FIRST_MOMENT)) &&
-            (is_coded(v_bits) || (stq_is_shared(v_bits) && width_is_held(o, share, i, STQ_SECOND_MOMENT, v_bits))));
+           (stq_is_coded(kept_width(tensor, STQ_FIRST_MOMENT)) &&
+            (stq_is_coded(v_bits) || (stq_is_shared(v_bits) && width_is_held(o, share, i, STQ_SECOND_MOMENT, v_bits))));
 }
 
 /* The policy's view for a decision outside a run: from the recorded widths where all of them allow it, else free. */
@@ -303,7 +307,8 @@ static stq_status check_held(const stq_adamw *o, const stq_adamw_record *record,
             uint32_t target = tensors[i].target[state];
             bool possible = record->steps == 0 && bits == 0 && target == 0;
             if (!possible)
-                possible = o->exempt[i] ? target == 32 && (bits == 0 || bits == 32) : target != 0 && target != 32;
+                possible = o->exempt[i] ? target == STQ_BITS_FLOAT32 && (bits == 0 || bits == STQ_BITS_FLOAT32)
+                                        : target != 0 && target != STQ_BITS_FLOAT32;
             if (!possible || (bits == STQ_BITS_FLOAT32 && !o->exempt[i]))
                 return stq_error(STQ_CORRUPT,
                                  "Tensor '%s': %u bits (target %u) where the optimizer has %s states; use "
@@ -379,10 +384,10 @@ static void list_state(buffer_list *list, const stq_adamw *o, size_t i, stq_stat
     const stq_planes *planes = state == STQ_FIRST_MOMENT ? &item->m_in : &item->v_in;
     stq_buffer buffer = {.tensor = o->tensors[i].name, .index = i, .state = state};
     for (uint32_t k = 0; k < stq_plane_count(planes->bits); k++) {
-        bool coded = is_coded(planes->bits);
+        bool coded = stq_is_coded(planes->bits);
         buffer.part = coded ? (stq_part)k : STQ_PART_VALUES;
         buffer.element_size = coded ? 1 : sizeof(float);
-        buffer.data = k == 0 ? planes->base : planes->bit[k - 1];
+        buffer.data = stq_plane(planes, k);
         buffer.bytes = stq_plane_bytes(item->count, planes->bits, k);
         list_buffer(list, &buffer);
     }
@@ -393,7 +398,7 @@ static void list_state(buffer_list *list, const stq_adamw *o, size_t i, stq_stat
         buffer.bytes = (uint64_t)stq_shared_bytes(planes->bits, item->rows, item->cols);
         list_buffer(list, &buffer);
     }
-    if (is_coded(planes->bits)) {
+    if (stq_is_coded(planes->bits)) {
         buffer.part = STQ_PART_SCALES;
         buffer.element_size = sizeof(uint16_t);
         buffer.data = planes->scales;
@@ -408,12 +413,5 @@ stq_status stq_adamw_buffers(const stq_adamw *o, stq_buffer *buffers, size_t cap
         for (int state = 0; state < 2; state++)
             list_state(&list, o, i, (stq_state)state);
     *count = list.count;
-    return STQ_OK;
-}
-
-stq_status stq_adamw_get_group(const stq_adamw *o, size_t index, stq_adamw_group *group) {
-    if (index >= o->group_count)
-        return stq_error(STQ_INVALID_ARGUMENT, "There is no group %zu; there are %zu.", index, o->group_count);
-    *group = o->groups[index];
     return STQ_OK;
 }

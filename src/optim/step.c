@@ -39,9 +39,10 @@ static bool attach(stq_adamw *o, const stq_step *step) {
 }
 
 static stq_status gradient_norm(stq_adamw *o, const stq_step *step, double unscale, double *norm) {
-    *norm = step->norm_pointer ? *step->norm_pointer : step->gradient_norm;
-    if (step->norm_supplied)
+    if (step->norm_supplied) {
+        *norm = step->norm_pointer ? *step->norm_pointer : step->gradient_norm;
         return STQ_OK;
+    }
     double sum;
     STQ_CHECK(o->backend->sum_squares(o->backend_context, o->store.items, o->tensor_count, &sum));
     *norm = sqrt(sum) * unscale;
@@ -66,7 +67,7 @@ static stq_status factors_of(stq_adamw *o, size_t index, const stq_step *step, d
 
 /* Variance over v^2 that a code of 2 to 8 bits adds under the moving average: twice the relative error of sqrt(v),
  * squared. */
-static double coding_noise(uint32_t bits) { return bits >= 2 && bits <= 8 ? 4 * stq_policy_coding_error(bits) : 0; }
+static double coding_noise(uint32_t bits) { return stq_is_coded(bits) ? 4 * stq_policy_coding_error(bits) : 0; }
 
 /* How far v varies along rows and columns. Only of whole tensors: a slice does not see all probes. */
 static stq_status measure_sharing(stq_adamw *o, size_t i) {
@@ -129,10 +130,8 @@ stq_status stq_step_conclude(stq_adamw *o, bool *decided) {
 }
 
 stq_status stq_step_decide(stq_adamw *o, const stq_step *step, double unscale, int64_t step_number) {
-    stq_policy_kind kind = o->policy.config.kind;
-    bool needs_factors = kind == STQ_POLICY_ZONES || kind == STQ_POLICY_RATE_DISTORTION;
     for (size_t i = 0; i < o->tensor_count; i++) {
-        if (needs_factors)
+        if (stq_policy_chooses(&o->policy.config))
             STQ_CHECK(factors_of(o, i, step, unscale));
         STQ_CHECK(measure_sharing(o, i));
     }
@@ -216,15 +215,14 @@ static stq_status update(stq_adamw *o, double gradient_factor, int64_t step_numb
     for (size_t i = 0; i < o->tensor_count; i++)
         if (o->store.items[i].gradient == NULL)
             o->missed[i]++;
-    o->bits_sum += 4.0 * (double)o->store.pool.bytes / (double)(o->parameters ? o->parameters : 1);
+    o->bits_sum += stq_step_bits(o);
     return STQ_OK;
 }
 
 /* Tensors restored without a state have no target yet, which calls for a decision out of turn. */
-stq_status stq_step_due(const stq_adamw *o, bool *due) {
+bool stq_step_due(const stq_adamw *o) {
     bool put_off = o->pending_step != 0 && !stq_step_concludes(o);
-    *due = (stq_policy_due(&o->policy, o->steps + 1) && !put_off) || !stq_step_has_widths(o);
-    return STQ_OK;
+    return (stq_policy_due(&o->policy, o->steps + 1) && !put_off) || !stq_step_has_widths(o);
 }
 
 bool stq_step_waiting(const stq_adamw *o) {
@@ -241,9 +239,7 @@ stq_status stq_adamw_settle(const stq_adamw *o) {
 }
 
 stq_status stq_adamw_only_enqueues(const stq_adamw *o, bool *only) {
-    bool due = false;
-    STQ_CHECK(stq_step_due(o, &due));
-    *only = !due && o->pending_step == 0 && !stq_step_waiting(o) &&
+    *only = !stq_step_due(o) && o->pending_step == 0 && !stq_step_waiting(o) &&
             (!o->backend->undecided || !o->backend->undecided(o->backend_context));
     return STQ_OK;
 }
@@ -256,11 +252,11 @@ stq_status stq_adamw_gradient_norm(const stq_adamw *o, double *norm) {
 
 /* Steps in flight may turn out to be skipped, never more than the host expects. */
 stq_status stq_adamw_decision_due(const stq_adamw *o, bool *due) {
-    STQ_CHECK(stq_step_due(o, due));
-    if (*due && o->backend->settle) {
-        STQ_CHECK(stq_adamw_settle(o));
-        STQ_CHECK(stq_step_due(o, due));
-    }
+    *due = stq_step_due(o);
+    if (!*due)
+        return STQ_OK;
+    STQ_CHECK(stq_adamw_settle(o));
+    *due = stq_step_due(o);
     return STQ_OK;
 }
 

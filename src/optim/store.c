@@ -9,13 +9,11 @@
 
 enum { ALIGNMENT = 64 };
 
-static uint64_t align(uint64_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
-
 /* Arena bytes of one state of `count` values. */
 static uint64_t arena_share(int64_t count, bool exempt) {
     if (exempt)
-        return align(stq_plane_bytes(count, STQ_BITS_FLOAT32, 0));
-    return align((uint64_t)stq_block_count(count) * sizeof(uint16_t));
+        return stq_round_up(stq_plane_bytes(count, STQ_BITS_FLOAT32, 0), ALIGNMENT);
+    return stq_round_up((uint64_t)stq_block_count(count) * sizeof(uint16_t), ALIGNMENT);
 }
 
 static uint64_t arena_size(const stq_store *store, const bool *exempt) {
@@ -61,8 +59,6 @@ stq_status stq_store_open(stq_store *store, const bool *exempt) {
     return STQ_OK;
 }
 
-static uint8_t *plane(const stq_planes *planes, uint32_t k) { return k == 0 ? planes->base : planes->bit[k - 1]; }
-
 static void set_plane(stq_planes *planes, uint32_t k, uint8_t *pointer) {
     if (k == 0)
         planes->base = pointer;
@@ -70,10 +66,8 @@ static void set_plane(stq_planes *planes, uint32_t k, uint8_t *pointer) {
         planes->bit[k - 1] = pointer;
 }
 
-static bool coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
-
 /* Widths whose planes come from the pool. */
-static bool pooled(uint32_t bits) { return coded(bits) || stq_is_shared(bits); }
+static bool pooled(uint32_t bits) { return stq_is_coded(bits) || stq_is_shared(bits); }
 
 /* Allocations of a width, and their bytes for a slice of `count` values; a shared v has one, whatever the slice. */
 static uint32_t pieces(uint32_t bits) { return stq_is_shared(bits) ? 1 : stq_plane_count(bits); }
@@ -87,7 +81,7 @@ static uint64_t piece_bytes(const stq_item *item, int64_t count, uint32_t bits, 
 /* True if plane k of a state at `from` bits serves at `to` bits too: bit planes always, base planes of the same kind.
  */
 static bool plane_stays(uint32_t from, uint32_t to, uint32_t k, int64_t count) {
-    return coded(from) && coded(to) && stq_plane_bytes(count, from, k) != 0 &&
+    return stq_is_coded(from) && stq_is_coded(to) && stq_plane_bytes(count, from, k) != 0 &&
            stq_plane_bytes(count, from, k) == stq_plane_bytes(count, to, k);
 }
 
@@ -105,8 +99,8 @@ static uint64_t growth(const stq_store *store, size_t index, uint32_t from, uint
 static void release_difference(stq_store *store, const stq_item *item, const stq_planes *planes,
                                const stq_planes *kept) {
     for (uint32_t k = 0; pooled(planes->bits) && k < pieces(planes->bits); k++)
-        if (plane(planes, k) != NULL && (kept == NULL || plane(planes, k) != plane(kept, k)))
-            stq_pool_release(&store->pool, plane(planes, k), piece_bytes(item, item->count, planes->bits, k));
+        if (stq_plane(planes, k) != NULL && (kept == NULL || stq_plane(planes, k) != stq_plane(kept, k)))
+            stq_pool_release(&store->pool, stq_plane(planes, k), piece_bytes(item, item->count, planes->bits, k));
 }
 
 /* Builds out-planes of `bits`; on failure releases what it allocated and leaves *out alone. */
@@ -114,7 +108,7 @@ static stq_status allocate_planes(stq_store *store, const stq_item *item, const 
                                   uint32_t bits) {
     stq_planes planes = {.scales = out->scales, .bits = bits};
     for (uint32_t k = 0; k < pieces(bits); k++) {
-        void *pointer = plane_stays(in->bits, bits, k, item->count) ? plane(in, k) : NULL;
+        void *pointer = plane_stays(in->bits, bits, k, item->count) ? stq_plane(in, k) : NULL;
         stq_status status = STQ_OK;
         if (pointer == NULL)
             status = stq_pool_allocate(&store->pool, piece_bytes(item, item->count, bits, k), &pointer);

@@ -19,8 +19,7 @@ typedef struct stq_store {
     uint64_t record_bytes; /* the optimizer's own records, charged to the pool */
     stq_item *items;       /* tensor_count entries, owned by the optimizer; in-planes are the present state */
     size_t count;
-    const stq_tensor *tensors; /* the global tensors' shapes, owned by the optimizer */
-    uint64_t global_fixed;     /* bytes of the whole model that no width changes */
+    uint64_t global_fixed; /* bytes of the whole model that no width changes */
     uint64_t global_bytes; /* of the whole model at the present widths: what the cap is held against, so that slices of
                               it make their transitions in the same steps on every rank */
     uint64_t global_cap;   /* 0 = none */

@@ -115,14 +115,8 @@ static double remaining_tau(const stq_policy *policy, double step) {
 
 /* Steps made when the next decision comes. */
 static double next_decision(const stq_policy *policy, int64_t step) {
-    int64_t every = policy->config.decide_every;
-    int64_t next = (step / every + 1) * every;
-    if (step < 30 && next > 30)
-        next = 30;
-    if (step < 10 && next > 10)
-        next = 10;
-    next = next < policy->config.planned_steps ? next : policy->config.planned_steps + 1;
-    return (double)(next - 1);
+    int64_t next = stq_policy_next_due(policy, step);
+    return (double)(next < policy->config.planned_steps ? next - 1 : policy->config.planned_steps);
 }
 
 /*

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "common/error.h"
+#include "common/memory.h"
 #include "policy/project.h"
 #include "quant/shared.h"
 
@@ -38,25 +39,23 @@ const char *stq_zone_name(stq_zone zone) {
 uint64_t stq_policy_plane_bytes(int64_t count, uint32_t bits, size_t granularity) {
     uint64_t bytes = 0;
     for (uint32_t plane = 0; plane < stq_plane_count(bits); plane++)
-        bytes += (stq_plane_bytes(count, bits, plane) + granularity - 1) / granularity * granularity;
+        bytes += stq_round_up(stq_plane_bytes(count, bits, plane), granularity);
     return bytes;
 }
 
 uint64_t stq_policy_state_bytes(const stq_policy_tensor *tensor, uint32_t bits, size_t granularity) {
-    if (bits == 32)
+    if (bits == STQ_BITS_FLOAT32)
         return 0;
     if (!stq_is_shared(bits))
         return stq_policy_plane_bytes(tensor->count, bits, granularity);
-    uint64_t bytes = (uint64_t)stq_shared_bytes(bits, tensor->rows, tensor->cols);
-    return (bytes + granularity - 1) / granularity * granularity;
+    return stq_round_up((uint64_t)stq_shared_bytes(bits, tensor->rows, tensor->cols), granularity);
 }
 
 static stq_status check_widths(const char *low_name, uint32_t low, const char *high_name, uint32_t high) {
-    const char *name = low < STQ_LOWEST_BITS || low > STQ_HIGHEST_BITS ? low_name : high_name;
-    uint32_t bits = name == low_name ? low : high;
-    if (bits < STQ_LOWEST_BITS || bits > STQ_HIGHEST_BITS)
-        return stq_error(STQ_INVALID_ARGUMENT, "%s is %u; use 2 to 8.", name, bits);
-    return STQ_OK;
+    bool right = stq_is_coded(low);
+    if (right && stq_is_coded(high))
+        return STQ_OK;
+    return stq_error(STQ_INVALID_ARGUMENT, "%s is %u; use 2 to 8.", right ? high_name : low_name, right ? high : low);
 }
 
 static stq_status check_config(const stq_policy_config *config) {
@@ -131,13 +130,14 @@ stq_status stq_policy_init(stq_policy *policy, const stq_policy_tensor *tensors,
                            .volatility_average = NAN};
     policy->smallest_bytes = bytes_at(policy, tensors, count, config.lowest_bits);
     policy->widest_bytes = bytes_at(policy, tensors, count, config.highest_bits);
-    if (config.kind == STQ_POLICY_FLOAT32 || config.kind == STQ_POLICY_FIXED)
+    if (!stq_policy_chooses(&config))
         return STQ_OK;
     double values = 2.0 * (double)(parameters ? parameters : 1);
     double from_bits = floor(config.state_bits * values / 8);
     uint64_t cap = config.cap_bytes;
     if (cap == 0)
-        cap = from_bits < 9e18 ? (uint64_t)from_bits : UINT64_MAX / 2;
+        cap = from_bits < 9e18 ? (uint64_t)from_bits : INT64_MAX;
+    cap = cap < INT64_MAX ? cap : INT64_MAX; /* what decisions count in */
     if (cap < policy->smallest_bytes) {
         /* Rounded up in the fourth decimal, so that the figure named is one that works. */
         double smallest = ceil(8e4 * (double)policy->smallest_bytes / values) / 1e4;
@@ -154,7 +154,7 @@ stq_status stq_policy_init(stq_policy *policy, const stq_policy_tensor *tensors,
 bool stq_policy_due(const stq_policy *policy, int64_t step) {
     if (step == 1)
         return true;
-    if (policy->config.kind == STQ_POLICY_FLOAT32 || policy->config.kind == STQ_POLICY_FIXED)
+    if (!stq_policy_chooses(&policy->config))
         return false;
     return stq_is_decision_step(step, policy->config.decide_every);
 }
@@ -162,7 +162,7 @@ bool stq_policy_due(const stq_policy *policy, int64_t step) {
 int64_t stq_policy_next_due(const stq_policy *policy, int64_t after) {
     if (after < 1)
         return 1;
-    if (policy->config.kind == STQ_POLICY_FLOAT32 || policy->config.kind == STQ_POLICY_FIXED)
+    if (!stq_policy_chooses(&policy->config))
         return INT64_MAX;
     int64_t every = policy->config.decide_every;
     int64_t next = after > INT64_MAX - every ? INT64_MAX : (after / every + 1) * every;

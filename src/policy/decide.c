@@ -11,10 +11,6 @@
 static const double sharing_ratio = 1.0;
 static const double coding_ratio = 0.5;
 
-static bool chooses(const stq_policy *policy) {
-    return policy->config.kind == STQ_POLICY_ZONES || policy->config.kind == STQ_POLICY_RATE_DISTORTION;
-}
-
 /* The width of all states of a policy that does not choose. */
 static uint8_t common_width(const stq_policy_config *config, int state) {
     if (config->kind == STQ_POLICY_FLOAT32)
@@ -297,7 +293,7 @@ stq_status stq_policy_decide(stq_policy *policy, stq_policy_tensor *tensors, siz
         return stq_error(STQ_OUT_OF_MEMORY, "No memory to decide the widths of %zu tensors.", count);
     if (policy->decisions > 0)
         policy->spent += (double)policy->last_bytes * (double)(step - policy->last_step);
-    if (chooses(policy)) {
+    if (stq_policy_chooses(&policy->config)) {
         stq_measure measure = {0};
         list_and_measure(&d, count, &measure);
         list_sharing(&d);

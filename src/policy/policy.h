@@ -55,6 +55,11 @@ typedef struct stq_policy {
     double spent;              /* mean mode: bytes times steps up to last_step */
 } stq_policy;
 
+/* Whether the policy chooses widths, by factors of the gradients. */
+static inline bool stq_policy_chooses(const stq_policy_config *config) {
+    return config->kind == STQ_POLICY_ZONES || config->kind == STQ_POLICY_RATE_DISTORTION;
+}
+
 /* Bytes of the planes of `count` values at `bits` bits, each plane rounded up to `granularity`. */
 uint64_t stq_policy_plane_bytes(int64_t count, uint32_t bits, size_t granularity);
 

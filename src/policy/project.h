@@ -7,8 +7,6 @@
 #include "policy/policy.h"
 #include "quant/layout.h"
 
-enum { STQ_LOWEST_BITS = 2, STQ_HIGHEST_BITS = 8 };
-
 /* What is known of a choice, in one byte of stq_choices.traits: its state (stq_state), whether v may be shared now,
  * whether stq_choices.sharing says something about it, and by how many grains its base planes, for 2 and 3 and for 4
  * to 8 bits, are smaller than two and four bit planes. */
@@ -103,9 +101,9 @@ static inline int64_t stq_choice_size(int64_t count, int64_t grain, int shift, u
 
 /*
  * Raises `bits` of the listed choices towards `highest`, one bit at a time (from shared to the landing width) in the
- * order of priority (ties in the order of the list), as long as *room bytes allow; what does not
- * fit is passed over. *room is left with what remains. O(count) time, no allocation; `links`
- * is scratch for an index of each choice there is.
+ * order of priority (ties in the order of the list), as long as *room bytes allow; what does not fit is passed over.
+ * *room is left with what remains. O(count) time, no allocation; `links` is scratch for an index of each choice there
+ * is.
  */
 void stq_spend(const stq_choices *choices, stq_choice_list list, uint32_t *links, const stq_steps *steps,
                int64_t *room);

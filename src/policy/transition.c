@@ -11,11 +11,10 @@ enum { CONFIRMATIONS = 2 };
 enum { STAY = 0, DROP = 1, REPLACE = 2, ADD = 3 };
 
 int stq_policy_transition_phase(uint32_t from, uint32_t to) {
-    bool was_shared = stq_is_shared(from), becomes_shared = stq_is_shared(to);
-    bool was_coded = from >= STQ_LOWEST_BITS && from <= STQ_HIGHEST_BITS;
-    if (from == to || !(was_shared || was_coded))
+    bool was_shared = stq_is_shared(from);
+    if (from == to || !(was_shared || stq_is_coded(from)))
         return STAY;
-    if (becomes_shared)
+    if (stq_is_shared(to))
         return DROP;
     if (was_shared || (from >= 4) != (to >= 4))
         return REPLACE;

@@ -39,6 +39,20 @@ typedef struct stq_qat_rule {
  */
 enum { STQ_QAT_TILE = 1024, STQ_QAT_ACCUMULATORS = 128, STQ_QAT_LANES = 32, STQ_QAT_LANE_VALUES = 4 };
 
+/* Weights that share one step. */
+static inline int64_t stq_qat_group(const stq_qat_config *config, int64_t cols) {
+    return config->group ? config->group : cols;
+}
+
+/* The range of codes: all of a rule that rounding needs. */
+static inline stq_qat_rule stq_qat_range(uint32_t bits) {
+    stq_qat_rule rule;
+    memset(&rule, 0, sizeof rule);
+    rule.lowest = -(float)(1 << (bits - 1));
+    rule.highest = (float)((1 << (bits - 1)) - 1);
+    return rule;
+}
+
 /* Steps are floored, and a NaN is the floor too. */
 STQ_INLINE float stq_qat_usable_step(float step) { return step > 1e-5f ? step : 1e-5f; }
 

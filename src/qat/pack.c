@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/float_mode.h"
 #include "qat/backend.h"
 #include "qat/kernels.h"
 #include "quant/convert.h"
@@ -12,13 +13,6 @@ enum { RUN = 1024 };
 uint64_t stq_qat_packed_bytes(const stq_qat_config *config, int64_t rows, int64_t cols) {
     return ((uint64_t)rows * (uint64_t)cols * config->bits + 7) / 8;
 }
-
-static stq_qat_rule range_of(const stq_qat_config *config) {
-    return (stq_qat_rule){.lowest = -(float)(1 << (config->bits - 1)),
-                          .highest = (float)((1 << (config->bits - 1)) - 1)};
-}
-
-static float step_of(const float *steps, int64_t index) { return stq_qat_usable_step(steps[index]); }
 
 /* ORs one code into the stream; a code touches at most two bytes. */
 static void put(uint8_t *packed, uint64_t index, uint32_t bits, uint32_t code) {
@@ -45,32 +39,47 @@ static stq_status check(const stq_qat_config *config, int64_t rows, int64_t cols
     return STQ_OK;
 }
 
+/* In our floating-point mode. */
+static __attribute__((noinline)) void pack_group(uint8_t *packed, uint32_t bits, const void *weights, stq_dtype dtype,
+                                                 int64_t first, int64_t group, float step) {
+    const stq_qat_rule rule = stq_qat_range(bits);
+    for (int64_t at = 0; at < group; at += RUN) {
+        float run[RUN];
+        uint8_t codes[RUN];
+        int64_t count = group - at < RUN ? group - at : RUN;
+        const float *from = stq_float_run(weights, dtype, first + at, count, run);
+        stq_qat_select_kernels()->code(codes, from, stq_qat_usable_step(step), &rule, count);
+        for (int64_t i = 0; i < count; i++)
+            put(packed, (uint64_t)(first + at + i), bits, codes[i]);
+    }
+}
+
+static __attribute__((noinline)) void unpack_group(float *quantized, uint32_t bits, const uint8_t *packed,
+                                                   int64_t first, int64_t group, float step) {
+    const float lowest = stq_qat_range(bits).lowest;
+    for (int64_t i = first; i < first + group; i++)
+        quantized[i] = stq_qat_usable_step(step) * ((float)get(packed, (uint64_t)i, bits) + lowest);
+}
+
 stq_status stq_qat_pack(uint8_t *packed, const stq_qat_config *config, const void *weights, const float *steps,
                         stq_dtype dtype, int64_t rows, int64_t cols) {
     STQ_CHECK(check(config, rows, cols, packed && weights && steps && stq_is_float_type(dtype)));
     memset(packed, 0, (size_t)stq_qat_packed_bytes(config, rows, cols));
-    stq_qat_rule rule = range_of(config);
-    int64_t group = config->group ? config->group : cols;
+    int64_t group = stq_qat_group(config, cols);
+    uint64_t mode = stq_float_mode_set();
     for (int64_t first = 0; first < rows * cols; first += group)
-        for (int64_t at = 0; at < group; at += RUN) {
-            float run[RUN];
-            uint8_t codes[RUN];
-            int64_t count = group - at < RUN ? group - at : RUN;
-            for (int64_t i = 0; i < count; i++)
-                run[i] = stq_load_float(weights, dtype, first + at + i);
-            stq_qat_select_kernels()->code(codes, run, step_of(steps, first / group), &rule, count);
-            for (int64_t i = 0; i < count; i++)
-                put(packed, (uint64_t)(first + at + i), config->bits, codes[i]);
-        }
+        pack_group(packed, config->bits, weights, dtype, first, group, steps[first / group]);
+    stq_float_mode_restore(mode);
     return STQ_OK;
 }
 
 stq_status stq_qat_unpack(float *quantized, const stq_qat_config *config, const uint8_t *packed, const float *steps,
                           int64_t rows, int64_t cols) {
     STQ_CHECK(check(config, rows, cols, packed && quantized && steps));
-    float lowest = range_of(config).lowest;
-    int64_t group = config->group ? config->group : cols;
-    for (int64_t i = 0; i < rows * cols; i++)
-        quantized[i] = step_of(steps, i / group) * ((float)get(packed, (uint64_t)i, config->bits) + lowest);
+    int64_t group = stq_qat_group(config, cols);
+    uint64_t mode = stq_float_mode_set();
+    for (int64_t first = 0; first < rows * cols; first += group)
+        unpack_group(quantized, config->bits, packed, first, group, steps[first / group]);
+    stq_float_mode_restore(mode);
     return STQ_OK;
 }

@@ -110,13 +110,9 @@ stq_status stq_qat_check(const stq_qat_config *config, int64_t cols) {
     return stq_error(STQ_INVALID_ARGUMENT, "There is no estimator %d.", (int)config->estimator);
 }
 
-static int64_t group_of(const stq_qat_config *config, int64_t cols) { return config->group ? config->group : cols; }
-
 int64_t stq_qat_step_count(const stq_qat_config *config, int64_t rows, int64_t cols) {
-    return rows * (cols / group_of(config, cols));
+    return rows * (cols / stq_qat_group(config, cols));
 }
-
-static float highest_code(uint32_t bits) { return (float)((1 << (bits - 1)) - 1); }
 
 /* The factor by its formula, in double. */
 static double exact_factor(const stq_qat_config *config, double d) {
@@ -185,13 +181,9 @@ static void fit_factor(stq_qat_rule *rule, const stq_qat_config *config) {
         rule->factor = STQ_QAT_POLYNOMIAL;
 }
 
-/* All that rounding needs. */
-static stq_qat_rule range_of(const stq_qat_config *config) {
-    return (stq_qat_rule){.lowest = -(float)(1 << (config->bits - 1)), .highest = highest_code(config->bits)};
-}
-
-static stq_qat_rule rule_of(const stq_qat_config *config) {
-    stq_qat_rule rule = range_of(config);
+/* In our floating-point mode, as what follows. */
+static __attribute__((noinline)) stq_qat_rule rule_of(const stq_qat_config *config) {
+    stq_qat_rule rule = stq_qat_range(config->bits);
     if (config->estimator == STQ_QAT_STRAIGHT_THROUGH)
         return rule;
     if (config->estimator == STQ_QAT_STABLE) {
@@ -207,15 +199,6 @@ static stq_qat_rule rule_of(const stq_qat_config *config) {
     }
     fit_factor(&rule, config);
     return rule;
-}
-
-/* A run of elements as floats: the array itself where it holds floats, or a copy in `buffer`. */
-static const float *load_run(const void *array, stq_dtype dtype, int64_t first, int64_t count, float *buffer) {
-    if (dtype == STQ_FLOAT32)
-        return (const float *)array + first;
-    for (int64_t i = 0; i < count; i++)
-        buffer[i] = stq_load_float(array, dtype, first + i);
-    return buffer;
 }
 
 static void store_run(void *array, stq_dtype dtype, int64_t first, int64_t count, const float *values) {
@@ -263,7 +246,8 @@ static float least_squares_step(const float *weights, int64_t count, float large
     return best;
 }
 
-static float initial_step(const float *weights, int64_t count, const stq_qat_rule *rule, uint32_t bits) {
+static __attribute__((noinline)) float initial_step(const float *weights, int64_t count, const stq_qat_rule *rule,
+                                                    uint32_t bits) {
     float largest = largest_magnitude(weights, count);
     if (bits == 1)
         return stq_qat_usable_step(largest);
@@ -276,13 +260,15 @@ stq_status stq_qat_initial_steps(float *steps, const stq_qat_config *config, con
                                  int64_t rows, int64_t cols) {
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     STQ_CHECK(stq_qat_on_host(config));
-    int64_t group = group_of(config, cols);
-    stq_qat_rule rule = range_of(config);
+    int64_t group = stq_qat_group(config, cols);
+    stq_qat_rule rule = stq_qat_range(config->bits);
     float *buffer = malloc((size_t)group * sizeof *buffer);
     if (buffer == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for a group of %lld weights.", (long long)group);
+    uint64_t mode = stq_float_mode_set();
     for (int64_t i = 0; i < stq_qat_step_count(config, rows, cols); i++)
-        steps[i] = initial_step(load_run(weights, dtype, i * group, group, buffer), group, &rule, config->bits);
+        steps[i] = initial_step(stq_float_run(weights, dtype, i * group, group, buffer), group, &rule, config->bits);
+    stq_float_mode_restore(mode);
     free(buffer);
     return STQ_OK;
 }
@@ -296,7 +282,7 @@ static void forward_group(void *quantized, const void *weights, stq_dtype dtype,
     float in[RUN], out[RUN];
     for (int64_t at = 0; at < group; at += RUN) {
         int64_t count = run_length(at, group);
-        const float *from = load_run(weights, dtype, first + at, count, in);
+        const float *from = stq_float_run(weights, dtype, first + at, count, in);
         float *to = dtype == STQ_FLOAT32 ? (float *)quantized + first + at : out;
         kernels->quantize(to, from, step, rule, count);
         store_run(quantized, dtype, first + at, count, to);
@@ -309,8 +295,8 @@ stq_status stq_qat_forward(void *quantized, const stq_qat_config *config, const 
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     if (quantized == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "The quantized weights need room.");
-    int64_t group = group_of(config, cols), groups = stq_qat_step_count(config, rows, cols);
-    stq_qat_rule rule = range_of(config);
+    int64_t group = stq_qat_group(config, cols), groups = stq_qat_step_count(config, rows, cols);
+    stq_qat_rule rule = stq_qat_range(config->bits);
 #ifdef STQ_WITH_CUDA
     if (config->device == STQ_DEVICE_CUDA) {
         const stq_qat_pass pass = {
@@ -324,22 +310,26 @@ stq_status stq_qat_forward(void *quantized, const stq_qat_config *config, const 
     return STQ_OK;
 }
 
-static double backward_group(void *weight_gradient, const void *weights, const void *gradient, stq_dtype dtype,
-                             int64_t first, int64_t group, float step, const stq_qat_rule *rule) {
+static __attribute__((noinline)) double step_scale(const stq_qat_rule *rule, int64_t rows, int64_t cols) {
+    return 1.0 / sqrt((double)rows * (double)cols * (rule->highest > 1.0f ? (double)rule->highest : 1.0));
+}
+
+/* Returns the gradient of the step. */
+static __attribute__((noinline)) float backward_group(void *weight_gradient, const void *weights, const void *gradient,
+                                                      stq_dtype dtype, int64_t first, int64_t group, float step,
+                                                      const stq_qat_rule *rule, double scale) {
     const stq_qat_kernels *kernels = stq_qat_select_kernels();
-    const uint64_t mode = stq_float_mode_set();
     float w[RUN], g[RUN], out[RUN];
     double sum = 0.0;
     for (int64_t at = 0; at < group; at += RUN) {
         int64_t count = run_length(at, group);
-        const float *from = load_run(weights, dtype, first + at, count, w);
-        const float *incoming = load_run(gradient, dtype, first + at, count, g);
+        const float *from = stq_float_run(weights, dtype, first + at, count, w);
+        const float *incoming = stq_float_run(gradient, dtype, first + at, count, g);
         float *to = dtype == STQ_FLOAT32 ? (float *)weight_gradient + first + at : out;
         sum += (double)kernels->gradient(to, from, incoming, step, rule, count);
         store_run(weight_gradient, dtype, first + at, count, to);
     }
-    stq_float_mode_restore(mode);
-    return sum;
+    return (float)(scale * sum);
 }
 
 stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const stq_qat_config *config,
@@ -348,9 +338,11 @@ stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const s
     STQ_CHECK(check_matrix(config, weights, steps, dtype, rows, cols));
     if (weight_gradient == NULL || step_gradient == NULL || gradient == NULL)
         return stq_error(STQ_INVALID_ARGUMENT, "The backward pass needs the gradient and room for both results.");
-    int64_t group = group_of(config, cols), groups = stq_qat_step_count(config, rows, cols);
+    int64_t group = stq_qat_group(config, cols), groups = stq_qat_step_count(config, rows, cols);
+    uint64_t mode = stq_float_mode_set();
     stq_qat_rule rule = rule_of(config);
-    double scale = 1.0 / sqrt((double)rows * (double)cols * (rule.highest > 1.0f ? (double)rule.highest : 1.0));
+    double scale = step_scale(&rule, rows, cols);
+    stq_float_mode_restore(mode);
 #ifdef STQ_WITH_CUDA
     if (config->device == STQ_DEVICE_CUDA) {
         const stq_qat_pass pass = {
@@ -359,8 +351,11 @@ stq_status stq_qat_backward(void *weight_gradient, float *step_gradient, const s
     }
 #endif
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < groups; i++)
-        step_gradient[i] = (float)(scale * backward_group(weight_gradient, weights, gradient, dtype, i * group, group,
-                                                          stq_qat_usable_step(steps[i]), &rule));
+    for (int64_t i = 0; i < groups; i++) {
+        uint64_t own_mode = stq_float_mode_set();
+        step_gradient[i] = backward_group(weight_gradient, weights, gradient, dtype, i * group, group,
+                                          stq_qat_usable_step(steps[i]), &rule, scale);
+        stq_float_mode_restore(own_mode);
+    }
     return STQ_OK;
 }

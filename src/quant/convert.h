@@ -77,4 +77,8 @@ STQ_INLINE void stq_store_float(void *array, uint32_t dtype, int64_t index, floa
     }
 }
 
+/* `count` elements from `first` on as floats: the array itself where it is of float32, or `buffer`, which has room for
+ * them. On the host. */
+const float *stq_float_run(const void *array, uint32_t dtype, int64_t first, int64_t count, float *buffer);
+
 #endif

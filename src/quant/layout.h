@@ -11,9 +11,23 @@
 /* Elements in one segment: the unit of reproducible sums, of work lists and of shards. A multiple of STQ_BLOCK. */
 #define STQ_SEGMENT 65536
 
-#define STQ_SEGMENT_BLOCKS (STQ_SEGMENT / STQ_BLOCK)
+/* Elements of the largest tensor or array. */
+#define STQ_MOST_ELEMENTS (INT64_C(1) << 38)
 
 #define STQ_BITS_FLOAT32 32u
+
+/* Widths of codes. */
+enum { STQ_LOWEST_BITS = 2, STQ_HIGHEST_BITS = 8 };
+
+static inline bool stq_is_coded(uint32_t bits) { return bits >= STQ_LOWEST_BITS && bits <= STQ_HIGHEST_BITS; }
+
+/* Segments that `count` elements take. */
+static inline int64_t stq_segment_count(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
+
+/* Plane `plane` (0 = base) of a state. */
+static inline uint8_t *stq_plane(const stq_planes *planes, uint32_t plane) {
+    return plane == 0 ? planes->base : planes->bit[plane - 1];
+}
 
 /* Bytes of a plane that holds one bit of each of `count` values, whole blocks of them. */
 static inline int64_t stq_bit_plane_bytes(int64_t count) {

@@ -5,14 +5,6 @@
 /* Elements handled at a time. */
 enum { RUN = 1024 };
 
-static const float *load_run(const stq_item *item, int64_t first, int64_t count, float *buffer) {
-    if (item->gradient_type == STQ_FLOAT32)
-        return (const float *)item->gradient + first;
-    for (int64_t i = 0; i < count; i++)
-        buffer[i] = stq_load_float(item->gradient, item->gradient_type, first + i);
-    return buffer;
-}
-
 /* A run inside one row: all terms go to the row's sum. */
 static int64_t add_to_row(int64_t *sum, const float *g, float factor, int64_t count) {
     int64_t total = 0;
@@ -83,7 +75,7 @@ static int64_t handle_row(const stq_item *item, const stq_shared_sums *scratch, 
     float buffer[RUN];
     for (; from < to; from += RUN) {
         int64_t count = to - from < RUN ? to - from : RUN;
-        const float *g = load_run(item, from - slice, count, buffer);
+        const float *g = stq_float_run(item->gradient, item->gradient_type, from - slice, count, buffer);
         saturated += handle_run(item, scratch, row, from - row * item->cols, g, count, what);
     }
     return saturated;

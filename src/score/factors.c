@@ -2,11 +2,9 @@
 #include <stdlib.h>
 
 #include "common/error.h"
+#include "quant/convert.h"
 #include "score/power.h"
 #include <stquant/score.h>
-
-/* 2^-10: elements below this share of the largest count as near zero. */
-#define NEAR_ZERO (1.0f / 1024.0f)
 
 static stq_matrix rows_of(const stq_matrix *whole, int64_t first_row, int64_t end_row) {
     stq_matrix range = *whole;
@@ -15,9 +13,6 @@ static stq_matrix rows_of(const stq_matrix *whole, int64_t first_row, int64_t en
     range.elements = (const char *)whole->elements + (size_t)range.first * stq_dtype_size(whole->dtype);
     return range;
 }
-
-/* Bits behind the point of the squares; fewer for tensors of which 2^34 elements could be as large as the largest. */
-static float fixed_point(int64_t count) { return count <= (int64_t)1 << 34 ? 16777216.0f : 1048576.0f; }
 
 /* Everything that one tensor's factors share. */
 typedef struct score_job {
@@ -99,7 +94,7 @@ static stq_status power_iterations(const score_job *job, double norms[2], stq_ro
     int threads = job->threads < rows ? job->threads : (int)rows;
     int32_t *y = malloc(((size_t)rows + (size_t)threads * (size_t)cols) * sizeof *y);
     if (!y)
-        return stq_error(STQ_OUT_OF_MEMORY, "no memory for the factors of a %lld x %lld tensor: use fewer threads",
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory for the factors of a %lld x %lld tensor; use fewer threads.",
                          (long long)rows, (long long)cols);
     int32_t *z = y + rows;
     float *x = (float *)(void *)z;
@@ -147,17 +142,18 @@ stq_factors stq_score_finish(const stq_tensor *tensor, const stq_moment_sums *su
 
 static stq_status check_arguments(const stq_tensor *tensor, const void *gradient, float unscale) {
     const char *name = tensor->name ? tensor->name : "(unnamed)";
-    if (tensor->rows < 1 || tensor->cols < 1 || tensor->cols > ((int64_t)1 << 38) / tensor->rows)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: a shape of %lld x %lld is out of range", name,
+    if (tensor->rows < 1 || tensor->cols < 1 || tensor->cols > STQ_MOST_ELEMENTS / tensor->rows)
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': a shape of %lld x %lld is out of range.", name,
                          (long long)tensor->rows, (long long)tensor->cols);
     if (tensor->first != 0 || tensor->count != tensor->rows * tensor->cols)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: factors need the whole gradient, not a slice of it", name);
-    if (stq_dtype_size(tensor->gradient_type) == 0)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: unknown gradient type %d", name, (int)tensor->gradient_type);
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': factors need the whole gradient, not a slice of it.",
+                         name);
+    if (!stq_is_float_type(tensor->gradient_type))
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient has an element type that is no float.", name);
     if (!gradient)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: its gradient is NULL", name);
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient is NULL.", name);
     if (!(unscale > 0) || !isfinite(unscale))
-        return stq_error(STQ_INVALID_ARGUMENT, "unscale is %g; it must be finite and above 0", (double)unscale);
+        return stq_error(STQ_INVALID_ARGUMENT, "unscale is %g; use 1, or 1 / loss scale.", (double)unscale);
     return STQ_OK;
 }
 
@@ -168,7 +164,7 @@ stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, flo
     stq_moment_sums sums;
     stq_tensor_moments(&sums, gradient, tensor->gradient_type, tensor->count, threads);
     if (sums.largest_bits >= 0x7f800000u)
-        return stq_error(STQ_INVALID_ARGUMENT, "tensor %s: its gradient has elements that are not finite",
+        return stq_error(STQ_INVALID_ARGUMENT, "Tensor '%s': its gradient has elements that are not finite.",
                          tensor->name ? tensor->name : "(unnamed)");
     if (sums.largest_bits == 0) {
         *factors = (stq_factors){.r = 1, .depth = tensor->depth};
@@ -181,10 +177,10 @@ stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, flo
                                .count = tensor->count,
                                .prescale = stq_power_prescale(sums.largest_bits)},
                      .rows = tensor->rows,
-                     .fixed_point = fixed_point(tensor->count),
+                     .fixed_point = stq_power_fixed_point(tensor->count),
                      .threads = threads};
     job.frobenius = sqrt(sums.squares) * (double)job.whole.prescale;
-    job.threshold = largest * job.whole.prescale * NEAR_ZERO;
+    job.threshold = largest * job.whole.prescale * STQ_NEAR_ZERO;
     double norms[2];
     stq_row_statistics statistics;
     STQ_CHECK(power_iterations(&job, norms, &statistics));

@@ -1,5 +1,6 @@
 /* power.c - matrix-vector products as exact sums of integers. */
 #include "score/power.h"
+#include "quant/convert.h"
 
 float stq_power_prescale(uint32_t largest_bits) {
     uint32_t exponent = largest_bits >> 23;

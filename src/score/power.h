@@ -1,8 +1,7 @@
 /*
  * power.h - the stages of the power iteration behind the stable rank, and the integer statistics of rows. Each stage
  * works on a range of elements and adds integers, so that threads, ranks and GPUs may split the work as they like:
- * between the stages the int32 vectors are summed (all-reduced) and every participant goes on with the same bits. The
- * definitions are in docs/reproducible-sums.md.
+ * between the stages the int32 vectors are summed (all-reduced) and every participant goes on with the same bits.
  */
 #ifndef STQ_POWER_H
 #define STQ_POWER_H
@@ -14,6 +13,12 @@
 
 /* |y|_2 and |z|_2 of the scaled products are at most this, by Cauchy and Schwarz. */
 #define STQ_POWER_RANGE 1073741824.0
+
+/* 2^-10: elements below this share of the largest count as near zero. */
+#define STQ_NEAR_ZERO (1.0f / 1024.0f)
+
+/* Bits behind the point of the squares; fewer for tensors of which 2^34 elements could be as large as the largest. */
+STQ_INLINE float stq_power_fixed_point(int64_t count) { return count <= (int64_t)1 << 34 ? 16777216.0f : 1048576.0f; }
 
 /* A range of elements of a row-major matrix. */
 typedef struct stq_matrix {
@@ -57,8 +62,8 @@ void stq_power_rows(const stq_matrix *range, const float *x, int32_t *y);
 /* z[j] += sum over i of rint((g_ij prescale) y_i). z has an entry for every column, y for every row. */
 void stq_power_columns(const stq_matrix *range, const float *y, int32_t *z);
 
-/* Elements below `threshold` in magnitude (after the prescale) and the sum of rint(2^fraction (g prescale)^2) over a
- * range that lies in one row. */
+/* Elements below `threshold` in magnitude (after the prescale) and the sum of rint(fixed_point (g prescale)^2) over a
+ * range that lies in one row; both are added to what is there. */
 void stq_power_row_squares(const stq_matrix *range, float threshold, float fixed_point, uint64_t *squares,
                            int64_t *near_zero);
 

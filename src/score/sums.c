@@ -32,21 +32,6 @@ double stq_tree_sum(const double *values, int64_t count) {
     return stq_tree_finish(&tree);
 }
 
-const float *stq_float_run(const void *array, stq_dtype dtype, int64_t first, int64_t count, float *buffer) {
-    if (dtype == STQ_FLOAT32)
-        return (const float *)array + first;
-    if (dtype == STQ_BFLOAT16) {
-        const uint16_t *halves = (const uint16_t *)array + first;
-        for (int64_t i = 0; i < count; i++)
-            buffer[i] = stq_from_bfloat16(halves[i]);
-    } else {
-        const uint16_t *halves = (const uint16_t *)array + first;
-        for (int64_t i = 0; i < count; i++)
-            buffer[i] = stq_from_float16(halves[i]);
-    }
-    return buffer;
-}
-
 double stq_segment_sum_squares(const void *gradient, stq_dtype dtype, int64_t count) {
     double squares[STQ_TREE_WIDTH] = {0};
     float buffer[STQ_TREE_WIDTH];
@@ -92,7 +77,7 @@ void stq_tensor_moments(stq_moment_sums *sums, const void *gradient, stq_dtype d
     uint32_t largest[WAVE];
     stq_tree square_tree = {.count = 0}, fourth_tree = {.count = 0};
     size_t element = stq_dtype_size(dtype);
-    int64_t segments = (count + STQ_SEGMENT - 1) / STQ_SEGMENT;
+    int64_t segments = stq_segment_count(count);
     sums->largest_bits = 0;
     for (int64_t wave = 0; wave < segments; wave += WAVE) {
         int64_t in_wave = segments - wave < WAVE ? segments - wave : WAVE;

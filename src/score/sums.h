@@ -1,5 +1,5 @@
 /*
- * sums.h - sums whose bits do not depend on threads, ranks or vector width (docs/reproducible-sums.md).
+ * sums.h - sums whose bits do not depend on threads, ranks or vector width.
  *
  * A tree sum spreads its values over 2,048 accumulators, value i to accumulator i mod 2,048, each adding its values in
  * ascending order from 0, and then halves: a[j] += a[j + w] for w = 1024, 512, ..., 1. Any number of accumulators may
@@ -42,9 +42,6 @@ void stq_segment_moments(stq_moment_sums *sums, const void *gradient, stq_dtype 
 
 /* Sums of a whole tensor: the tree sums over its segments. `threads` 0 = all. */
 void stq_tensor_moments(stq_moment_sums *sums, const void *gradient, stq_dtype dtype, int64_t count, int threads);
-
-/* `count` <= STQ_TREE_WIDTH elements from `first` on as floats: the array itself where it holds floats, or `buffer`. */
-const float *stq_float_run(const void *array, stq_dtype dtype, int64_t first, int64_t count, float *buffer);
 
 /* What an argument `threads` means to OpenMP: 0 = all. */
 int stq_thread_count(int threads);

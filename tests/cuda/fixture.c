@@ -21,6 +21,13 @@ void check_cuda(cudaError_t error, const char *call, const char *file, int line)
     exit(1);
 }
 
+void must(stq_status status) {
+    if (status == STQ_OK)
+        return;
+    printf("Bail out! %s: %s\n", stq_status_name(status), stq_last_error());
+    exit(1);
+}
+
 bool report(bool passed, const char *format, ...) {
     static int number;
     va_list arguments;

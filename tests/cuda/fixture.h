@@ -17,6 +17,9 @@
 #define CUDA(call) check_cuda((call), #call, __FILE__, __LINE__)
 void check_cuda(cudaError_t error, const char *call, const char *file, int line);
 
+/* Ends the program with the sentence of a call of the library that failed. */
+void must(stq_status status);
+
 /* Prints one TAP line and counts failures; returns `passed`. */
 bool report(bool passed, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int failures(void);

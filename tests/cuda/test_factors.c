@@ -23,13 +23,6 @@ static const char *const kinds[] = {"normal",        "tiny",          "huge",   
 
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
-static void must(stq_status status) {
-    if (status == STQ_OK)
-        return;
-    printf("Bail out! %s: %s\n", stq_status_name(status), stq_last_error());
-    exit(1);
-}
-
 static double draw(int kind, int64_t i, int64_t cols, int64_t count, stq_dtype type, uint64_t *state) {
     const double g = random_normal(state);
     const int reach = type == STQ_FLOAT16 ? 12 : 110;

@@ -102,13 +102,6 @@ typedef struct pair {
     bool counts_alike; /* bytes are the same, too, and with them the records that checkpoints save */
 } pair;
 
-static void must(stq_status status) {
-    if (status == STQ_OK)
-        return;
-    printf("Bail out! %s: %s\n", stq_status_name(status), stq_last_error());
-    exit(1);
-}
-
 static void open_pair(pair *p, stq_adamw_config config, const stq_allocator *allocator) {
     stq_tensor tensors[TENSORS];
     memset(p, 0, sizeof *p);
@@ -356,6 +349,49 @@ static void run_graph(const char *name, stq_adamw_config config) {
     CUDA(cudaStreamDestroy(stream));
 }
 
+/* What works on the optimizer's device between steps, one call at a time. */
+static void work_on_device(stq_adamw *optimizer, int call) {
+    static stq_adamw_record record;
+    static stq_tensor_record tensors[TENSORS];
+    const stq_adamw_group group = {.learning_rate = 0.1, .beta2 = 0.9, .epsilon = 1e-8};
+    float value;
+    if (call == 0)
+        must(stq_adamw_set_group(optimizer, 0, &group));
+    else if (call == 1)
+        must(stq_adamw_read_state(optimizer, 0, STQ_FIRST_MOMENT, &value, 0, 1));
+    else if (call == 2)
+        must(stq_adamw_save_records(optimizer, &record, tensors, TENSORS)); /* waits for steps in flight */
+    else
+        must(stq_adamw_restore(optimizer, &record, tensors, TENSORS)); /* other planes */
+}
+
+/* The optimizer's device is worked on, whatever device the thread used last. */
+static void come_from_another_device(stq_adamw_config config) {
+    const char *name = "calls from another device";
+    enum { CALLS = 4 };
+    int devices = 0, right = 0;
+    pair p;
+    CUDA(cudaGetDeviceCount(&devices));
+    if (devices < 2 || !is_chosen(name))
+        return;
+    open_pair(&p, config, NULL);
+    draw(&p, 1);
+    bool equal = step_pair(&p, (stq_step){.unscale = 1.0}, -1, false);
+    for (int call = 0; call < CALLS; call++) {
+        int device = -1;
+        CUDA(cudaSetDevice(1));
+        work_on_device(p.gpu, call);
+        CUDA(cudaGetDevice(&device));
+        right += device == 0;
+    }
+    report(equal && right == CALLS, "%s: %d of %d come to the optimizer's", name, right, CALLS);
+    CUDA(cudaSetDevice(1));
+    stq_adamw_destroy(p.gpu);
+    p.gpu = NULL;
+    CUDA(cudaSetDevice(0));
+    close_pair(&p);
+}
+
 int main(int argc, char **argv) {
     quick = argc > 1 && strcmp(argv[1], "--quick") == 0;
     shapes = quick ? small : usual;
@@ -376,6 +412,7 @@ int main(int argc, char **argv) {
     run("fixed widths, steps in flight", config, NULL, 60, false);
     run("fixed widths, each result asked for", config, NULL, 30, true);
     run_graph("fixed widths", config);
+    come_from_another_device(config);
     config.error_compensation = 0.5;
     run("error compensation", config, NULL, 12, false);
     config.error_compensation = 0.0;

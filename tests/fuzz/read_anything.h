@@ -90,7 +90,7 @@ static inline stq_status read_anything(const char *path) {
         status = read_every_array(c, info.array_count);
     if (status == STQ_OK)
         status = read_every_state(c, info.tensor_count);
-    for (int kind = STQ_POLICY_FLOAT32; status == STQ_OK && kind <= STQ_POLICY_ZONES; kind++)
+    for (int kind = STQ_POLICY_FLOAT32; status == STQ_OK && kind <= STQ_POLICY_RATE_DISTORTION; kind++)
         status = read_into_optimizer(c, info.tensor_count, (stq_policy_kind)kind);
     if (status == STQ_OK)
         status = stq_checkpoint_verify(c);

@@ -3,8 +3,9 @@
  * one line with a digest of parameters, widths and states, which must be the same for every number of ranks.
  *
  * Every gradient is a sum that rank 0 alone contributes to (the others add zeros), so that it is the same whatever the
- * order. Arguments: [mode], one of "" (100 steps), "die" (rank 1 ends in step 20), "differ" (rank 1 has another
- * configuration), "diverge" (rank 1's decision is tampered with), "nan" (rank 1's gradient is not finite in step 5).
+ * order. Arguments: [mode], one of "" (100 steps), "die" (rank 1 ends in step 20), "hang" (it sleeps there), "differ"
+ * (rank 1 has another configuration), "diverge" (rank 1's decision is tampered with), "nan" (the last rank's gradient
+ * is not finite in step 5), "nccl" (no steps: NCCL over these ranks).
  */
 #include <stdio.h>
 #include <stdlib.h>

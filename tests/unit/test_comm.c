@@ -313,6 +313,15 @@ static void test_refusals(void **state) {
     assert_int_equal(stq_comm_all_reduce(comm, &value, -1, STQ_COMM_FLOAT32, STQ_COMM_SUM, "x"), STQ_INVALID_ARGUMENT);
     assert_int_equal(stq_comm_all_reduce(comm, &value, 1, (stq_comm_type)99, STQ_COMM_SUM, "x"), STQ_INVALID_ARGUMENT);
     assert_int_equal(stq_comm_broadcast(comm, &value, 1, STQ_COMM_FLOAT32, 2, "x"), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_comm_all_reduce(comm, &value, 1, STQ_COMM_FLOAT32, (stq_comm_operation)3, "x"),
+                     STQ_INVALID_ARGUMENT);
+    void *request;
+    int64_t counts[] = {1, -1};
+    assert_int_equal(stq_comm_reduce_scatter(comm, &value, counts, STQ_COMM_FLOAT32, "x"), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_comm_all_gather(comm, &value, counts, STQ_COMM_FLOAT32, "x"), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_comm_start_reduce_scatter(comm, &value, counts, STQ_COMM_FLOAT32, &request, "x"),
+                     STQ_INVALID_ARGUMENT);
+    assert_null(request);
     stq_comm_destroy(comm);
 }
 
@@ -369,10 +378,87 @@ static void test_sharded(void **state) {
     free(one);
 }
 
+/* Every rank is told that rank 1 has another configuration, whatever it differs in. */
+static void differ(job *j, stq_comm *comm) {
+    const int64_t offsets[] = {0, 64 * 130};
+    for (int what = 0; what < 4; what++) {
+        stq_tensor tensors[] = {stq_tensor_whole("a", 64, 130), stq_tensor_whole("b", 64, 130)};
+        stq_adamw_config config = stq_adamw_defaults();
+        if (j->member.rank == 1) {
+            config.policy.shared_v = what == 0 ? STQ_SHARED_AUTO : STQ_SHARED_OFF;
+            tensors[1].depth = what == 1 ? 0.5f : 0;
+            config.policy.state_bits = what == 2 ? 4.5 : 5.0;
+        }
+        stq_sharded *sharded;
+        stq_status status = stq_sharded_create(&sharded, comm, &config, tensors, 2,
+                                               &(stq_flat){.offsets = offsets, .length = 2 * 64 * 130});
+        EXPECT(j, status == (what < 3 ? STQ_COMMUNICATION : STQ_OK));
+        EXPECT(j, (sharded != NULL) == (status == STQ_OK));
+        stq_sharded_destroy(sharded);
+    }
+}
+
+static void test_configurations_that_differ(void **state) {
+    (void)state;
+    run_ranks(2, false, differ, NULL);
+}
+
+static void test_flat_layouts(void **state) {
+    (void)state;
+    const stq_tensor tensors[] = {stq_tensor_whole("a", 64, 130), stq_tensor_whole("b", 64, 130)};
+    const struct {
+        int64_t offsets[2], length;
+        stq_status status;
+    } cases[] = {{{0, 8320}, 16640, STQ_OK},
+                 {{5, 9000}, 20000, STQ_OK},
+                 {{0, 8319}, 16640, STQ_INVALID_ARGUMENT},
+                 {{0, 8320}, 16639, STQ_INVALID_ARGUMENT},
+                 {{-1, 8320}, 16640, STQ_INVALID_ARGUMENT},
+                 {{0, INT64_MAX - 5}, 16640, STQ_INVALID_ARGUMENT},
+                 {{0, 8320}, -1, STQ_INVALID_ARGUMENT}};
+    stq_comm *comm;
+    assert_int_equal(stq_comm_create_self(&comm), STQ_OK);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        stq_sharded *sharded;
+        stq_adamw_config config = stq_adamw_defaults();
+        const stq_flat flat = {.offsets = cases[i].offsets, .length = cases[i].length};
+        assert_int_equal(stq_sharded_create(&sharded, comm, &config, tensors, 2, &flat), cases[i].status);
+        stq_sharded_destroy(sharded);
+    }
+    stq_comm_destroy(comm);
+}
+
+/* Ranges that overlap are refused with the step, and forgotten: the next one is made. */
+static void test_ranges_that_overlap(void **state) {
+    (void)state;
+    enum { COUNT = 64 * 130 };
+    static float parameters[COUNT], gradients[COUNT];
+    const stq_tensor tensor = stq_tensor_whole("a", 64, 130);
+    const stq_flat flat = {.offsets = (const int64_t[]){0}, .length = COUNT};
+    stq_adamw_config config = stq_adamw_defaults();
+    stq_comm *comm;
+    stq_sharded *sharded;
+    gradients[7] = 1;
+    assert_int_equal(stq_comm_create_self(&comm), STQ_OK);
+    assert_int_equal(stq_sharded_create(&sharded, comm, &config, &tensor, 1, &flat), STQ_OK);
+    assert_int_equal(stq_sharded_start(sharded, gradients, 0, COUNT + 1), STQ_INVALID_ARGUMENT);
+    assert_int_equal(stq_sharded_start(sharded, gradients, 100, 100), STQ_OK);
+    assert_int_equal(stq_sharded_start(sharded, gradients, 0, 101), STQ_OK);
+    assert_int_equal(stq_sharded_step(sharded, parameters, gradients, 0, NULL), STQ_INVALID_ARGUMENT);
+    assert_non_null(strstr(stq_last_error(), "overlap at element 100"));
+    assert_int_equal(stq_adamw_step_count(stq_sharded_optimizer(sharded)), 0);
+    assert_int_equal(stq_sharded_step(sharded, parameters, gradients, 0, NULL), STQ_OK);
+    assert_int_equal(stq_adamw_step_count(stq_sharded_optimizer(sharded)), 1);
+    stq_sharded_destroy(sharded);
+    stq_comm_destroy(comm);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_self),     cmocka_unit_test(test_operations), cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_sharded),
+        cmocka_unit_test(test_self),         cmocka_unit_test(test_operations),
+        cmocka_unit_test(test_failures),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_sharded),      cmocka_unit_test(test_configurations_that_differ),
+        cmocka_unit_test(test_flat_layouts), cmocka_unit_test(test_ranges_that_overlap),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,18 +1,9 @@
 /* test_policy.c - configuration, caps, zones, annealing, and the invariants of every decision. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
+#include "testing.h"
 
 #include "common/error.h"
 #include "policy/anneal.h"
 #include "policy/rules.h"
-#include "quant/codec.h"
 
 #define SEED 604u
 
@@ -118,6 +109,22 @@ static void test_bad_configurations_are_named(void **state) {
     c.lowest_bits = 6;
     c.highest_bits = 5;
     expect_refusal(c, STQ_INVALID_ARGUMENT, "lowest_bits");
+}
+
+/* A cap beyond every count of bytes binds nobody. */
+static void test_the_largest_caps(void **state) {
+    (void)state;
+    const uint64_t caps[] = {INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX};
+    for (size_t k = 0; k < sizeof caps / sizeof *caps; k++) {
+        stq_policy_tensor tensors[2] = {{.count = 65536, .last_log_n = NAN}, {.count = 12345, .last_log_n = NAN}};
+        stq_policy policy = {.config = stq_policy_defaults(), .fixed_bytes = 3000, .granularity = 64};
+        policy.config.cap_bytes = caps[k];
+        assert_int_equal(stq_policy_init(&policy, tensors, 2, 65536 + 12345), STQ_OK);
+        make_factors(tensors, 2, &(uint32_t){SEED}, 1);
+        assert_int_equal(stq_policy_decide(&policy, tensors, 2, 1), STQ_OK);
+        for (int i = 0; i < 2; i++)
+            assert_true(tensors[i].target[0] == 8 && tensors[i].target[1] == 8);
+    }
 }
 
 /* The figure that the message names is the smallest one that works. */
@@ -440,6 +447,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults_and_due_steps),
         cmocka_unit_test(test_bad_configurations_are_named),
+        cmocka_unit_test(test_the_largest_caps),
         cmocka_unit_test(test_cap_too_small_names_the_smallest),
         cmocka_unit_test(test_fixed_float32_and_given_widths),
         cmocka_unit_test(test_zones_get_their_offsets),

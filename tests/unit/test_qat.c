@@ -1,6 +1,7 @@
 /* test_qat.c - StableQAT against the formulas in double, and the limits between the estimators. */
 #include "testing.h"
 
+#include <fenv.h>
 #include <math.h>
 
 #include <stquant/qat.h>
@@ -159,6 +160,47 @@ static void forward_is_idempotent_and_packs(void **state) {
         }
 }
 
+/* Everything that the calls make of the same weights, in the present rounding mode. */
+static uint8_t *make_all(matrix *m, const stq_qat_config *config) {
+    uint8_t *packed = malloc(stq_qat_packed_bytes(config, ROWS, COLS));
+    assert_int_equal(stq_qat_initial_steps(m->steps, config, m->weights, STQ_FLOAT32, ROWS, COLS), STQ_OK);
+    assert_int_equal(stq_qat_pack(packed, config, m->weights, m->steps, STQ_FLOAT32, ROWS, COLS), STQ_OK);
+    assert_int_equal(stq_qat_unpack(m->quantized, config, packed, m->steps, ROWS, COLS), STQ_OK);
+    assert_int_equal(stq_qat_backward(m->weight_gradient, m->step_gradient, config, m->weights, m->steps, m->gradient,
+                                      STQ_FLOAT32, ROWS, COLS),
+                     STQ_OK);
+    return packed;
+}
+
+/* A host that rounds upwards gets the same bytes, and keeps its mode. */
+static void the_hosts_rounding_does_not_matter(void **state) {
+    (void)state;
+    const stq_qat_estimator estimators[] = {STQ_QAT_STABLE, STQ_QAT_SOFT};
+    for (uint32_t bits = 2; bits <= 8; bits += 2)
+        for (size_t k = 0; k < 2; k++) {
+            matrix *usual = matrix_open(bits), *upward = matrix_open(bits);
+            stq_qat_config config = stq_qat_defaults();
+            config.bits = bits;
+            config.estimator = estimators[k];
+            uint8_t *codes = make_all(usual, &config);
+            fesetround(FE_UPWARD);
+            uint8_t *others = make_all(upward, &config);
+            int mode = fegetround();
+            fesetround(FE_TONEAREST);
+            size_t steps = (size_t)stq_qat_step_count(&config, ROWS, COLS) * sizeof(float);
+            assert_int_equal(mode, FE_UPWARD);
+            assert_memory_equal(usual->steps, upward->steps, steps);
+            assert_memory_equal(codes, others, stq_qat_packed_bytes(&config, ROWS, COLS));
+            assert_memory_equal(usual->quantized, upward->quantized, sizeof usual->quantized);
+            assert_memory_equal(usual->weight_gradient, upward->weight_gradient, sizeof usual->weight_gradient);
+            assert_memory_equal(usual->step_gradient, upward->step_gradient, steps);
+            free(codes);
+            free(others);
+            free(usual);
+            free(upward);
+        }
+}
+
 /* Thresholds: at the ends of the range the gradient passes, beyond it does not; the codes' ends are reached. */
 static void thresholds_are_where_they_should_be(void **state) {
     (void)state;
@@ -272,6 +314,7 @@ int main(void) {
         cmocka_unit_test(one_harmonic_is_fitted),
         cmocka_unit_test(zero_amplitude_is_straight_through),
         cmocka_unit_test(forward_is_idempotent_and_packs),
+        cmocka_unit_test(the_hosts_rounding_does_not_matter),
         cmocka_unit_test(thresholds_are_where_they_should_be),
         cmocka_unit_test(halves_follow_float32),
         cmocka_unit_test(two_bits_start_well),

@@ -1,26 +1,10 @@
 /* test_score.c - every factor against a dense computation in double, and what must not change its bits. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
+#include "testing.h"
 
 #include "quant/convert.h"
 #include "score/power.h"
-#include <stquant/score.h>
 
 #define SEED 20260401u
-
-static float uniform(uint32_t seed, uint32_t index) {
-    return ((float)(stq_hash(seed * 0x9e3779b9u + index) >> 8) + 0.5f) / 16777216.0f;
-}
-
-static float gaussian(uint32_t seed, uint32_t index) {
-    return sqrtf(-2 * logf(uniform(seed, 2 * index))) * cosf(6.2831853f * uniform(seed, 2 * index + 1));
-}
 
 /* Noise plus `spikes` directions of rank 1, with rows of different size: something between full and low rank. */
 static float *make_gradient(int64_t rows, int64_t cols, int spikes, uint32_t seed) {
@@ -28,10 +12,10 @@ static float *make_gradient(int64_t rows, int64_t cols, int spikes, uint32_t see
     assert_non_null(g);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < cols; j++) {
-            float value = gaussian(seed, (uint32_t)(i * cols + j));
+            float value = test_gaussian(seed, (uint32_t)(i * cols + j));
             for (int k = 0; k < spikes; k++)
-                value += 3 * gaussian(seed + 100 + (uint32_t)k, (uint32_t)i) *
-                         gaussian(seed + 200 + (uint32_t)k, (uint32_t)j);
+                value += 3 * test_gaussian(seed + 100 + (uint32_t)k, (uint32_t)i) *
+                         test_gaussian(seed + 200 + (uint32_t)k, (uint32_t)j);
             g[i * cols + j] = 1e-3f * value * (1 + (float)(i % 5));
         }
     return g;
@@ -188,7 +172,7 @@ static void test_known_ranks(void **state) {
     assert_close(factors.r, 1.0, 1e-5);
     assert_close(factors.near_zero, 1 - 1.0 / N, 1e-12);
     for (int i = 0; i < N * N; i++)
-        g[i] = gaussian(1, (uint32_t)(i / N)) * gaussian(2, (uint32_t)(i % N));
+        g[i] = test_gaussian(1, (uint32_t)(i / N)) * test_gaussian(2, (uint32_t)(i % N));
     assert_int_equal(stq_score_factors(&tensor, g, 1, 1, &factors), STQ_OK);
     assert_close(factors.r, 1.0 / N, 1e-4);
     for (int i = 0; i < N * N; i++)
@@ -331,6 +315,10 @@ static void test_bad_input_is_named(void **state) {
     assert_int_equal(stq_score_factors(&tensor, NULL, 1, 1, &factors), STQ_INVALID_ARGUMENT);
     tensor.count = 32;
     assert_int_equal(stq_score_factors(&tensor, g, 1, 1, &factors), STQ_INVALID_ARGUMENT);
+    tensor = stq_tensor_whole("packed", 8, 8);
+    tensor.gradient_type = STQ_UINT8;
+    assert_int_equal(stq_score_factors(&tensor, g, 1, 1, &factors), STQ_INVALID_ARGUMENT);
+    assert_non_null(strstr(stq_last_error(), "packed"));
     tensor = stq_tensor_whole("huge", (int64_t)1 << 38, 2);
     assert_int_equal(stq_score_factors(&tensor, g, 1, 1, &factors), STQ_INVALID_ARGUMENT);
     assert_true(factors.n == 42);

@@ -1,10 +1,12 @@
 /*
  * test_step_memory.c - a step needs no scratch memory that grows with the tensors: every call of malloc and its kin in
  * this process is counted. Steps at constant widths allocate nothing at all; a transition takes the planes of the new
- * widths from the optimizer's allocator, and nothing else.
+ * widths from the optimizer's allocator, and nothing else. Only second moments that are shared need scratch: a step
+ * without it changes nothing.
  */
 #include "testing.h"
 
+#include <limits.h>
 #include <stdatomic.h>
 
 /* Under a sanitizer malloc is the sanitizer's. */
@@ -16,7 +18,7 @@
 #define COUNTS_CALLS 0
 #endif
 
-static atomic_llong calls, bytes_asked;
+static atomic_llong calls, bytes_asked, most_allowed = LLONG_MAX;
 
 #if COUNTS_CALLS
 void *__libc_malloc(size_t bytes);
@@ -31,7 +33,7 @@ static void count_call(size_t bytes) {
 
 void *malloc(size_t bytes) {
     count_call(bytes);
-    return __libc_malloc(bytes);
+    return (long long)bytes > atomic_load(&most_allowed) ? NULL : __libc_malloc(bytes);
 }
 
 void *calloc(size_t count, size_t bytes) {
@@ -215,7 +217,32 @@ static void test_transitions(void **state) {
             }
 }
 
+/* The scratch of the last tensor, which has the most rows, is refused. */
+static void test_no_memory_for_shared_moments(void **state) {
+    (void)state;
+    skip_without_counts();
+    fixture f;
+    open_fixture(&f, 1000, 4, STQ_BITS_SHARED_ROW);
+    count_step(&f, false);
+    uint64_t before, after;
+    assert_int_equal(stq_adamw_digest(f.optimizer, &before), STQ_OK);
+    stq_step step = {.size = sizeof step,
+                     .parameters = f.parameters,
+                     .gradients = (const void *const *)f.gradients,
+                     .unscale = 1,
+                     .norm_supplied = true,
+                     .gradient_norm = 1};
+    atomic_store(&most_allowed, (1000 + TENSORS - 2) * (sizeof(int64_t) + sizeof(float)));
+    assert_int_equal(stq_adamw_step(f.optimizer, &step, NULL), STQ_OUT_OF_MEMORY);
+    atomic_store(&most_allowed, LLONG_MAX);
+    assert_int_equal(stq_adamw_digest(f.optimizer, &after), STQ_OK);
+    assert_true(before == after);
+    assert_int_equal(count_step(&f, false), 1);
+    close_fixture(&f);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain_steps), cmocka_unit_test(test_transitions)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain_steps), cmocka_unit_test(test_transitions),
+                                       cmocka_unit_test(test_no_memory_for_shared_moments)};
     return cmocka_run_group_tests_name("memory of a step", tests, NULL, NULL);
 }

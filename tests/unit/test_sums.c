@@ -1,11 +1,5 @@
 /* test_sums.c - reproducible sums: the stated order, and no influence of threads or of how values are fed. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
+#include "testing.h"
 
 #include "quant/convert.h"
 #include "score/sums.h"

@@ -35,6 +35,7 @@ static stq_status failed(int code) {
     return stq_comm_failed(text);
 }
 
+/* Programs compile this file too, which see no more than the public headers. */
 #define CHECK(call)                       \
     do {                                  \
         stq_status check_status = (call); \
