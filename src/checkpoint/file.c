@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/memory.h"
 
 /* Written at once; the system is told to begin with the disk after each, so that the last sync has little left. */
 enum { WRITE_BYTES = 8 << 20, READ_BYTES = 8 << 20, DIRECT_BYTES = 32 << 20 };
@@ -96,7 +97,7 @@ bool stq_file_read_directly(int descriptor, uint64_t offset, uint64_t bytes) {
 stq_status stq_file_read_pages(int descriptor, const char *path, uint8_t *pages, uint64_t bytes, uint64_t offset,
                                const uint8_t **data) {
     uint64_t before = offset % STQ_FILE_PAGE, needed = before + bytes;
-    uint64_t whole = (needed + STQ_FILE_PAGE - 1) / STQ_FILE_PAGE * STQ_FILE_PAGE;
+    uint64_t whole = stq_round_up(needed, STQ_FILE_PAGE);
     *data = pages + before;
     for (uint64_t done = 0; done < needed;) {
         ssize_t count = pread(descriptor, pages + done, whole - done, (off_t)(offset - before + done));

@@ -8,6 +8,7 @@
 #include "checkpoint/file.h"
 #include "checkpoint/json.h"
 #include "common/error.h"
+#include "common/memory.h"
 #include "quant/layout.h"
 
 static const struct {
@@ -276,7 +277,7 @@ static stq_status build_header(json_t *root, const stq_entry *entries, size_t co
 /* Length field and text, padded with spaces so that the data begins at a multiple of 64, much data at a page. */
 static stq_status place_header(const char *text, uint64_t data_bytes, char **header, uint64_t *bytes) {
     uint64_t length = strlen(text), alignment = data_bytes < STQ_LARGE_FILE ? STQ_HEADER_ALIGNMENT : STQ_FILE_PAGE;
-    uint64_t whole = (STQ_HEADER_LENGTH_BYTES + length + alignment - 1) / alignment * alignment;
+    uint64_t whole = stq_round_up(STQ_HEADER_LENGTH_BYTES + length, alignment);
     if (whole - STQ_HEADER_LENGTH_BYTES > STQ_LONGEST_HEADER)
         return stq_error(STQ_UNSUPPORTED, "A header of %" PRIu64 " bytes is longer than safetensors files may have.",
                          whole);

@@ -110,8 +110,6 @@ INLINE vint hash(vint x) {
 
 /* ---- Decoding ---- */
 
-INLINE bool is_coded(uint32_t bits) { return bits >= 2 && bits <= 8; }
-
 INLINE bool is_narrow(uint32_t bits) { return bits <= NARROW_BITS; }
 
 /* Where the most significant bit of an unpacked code of this width is: narrow codes fill the low NARROW_BITS bits of
@@ -139,7 +137,7 @@ static unpack_stage *const unpack_stages[] = {NULL,     NULL,     unpack_2, unpa
 static m_decoder make_m_decoder(uint32_t bits) {
     m_decoder decoder;
     decoder.unpack = NULL;
-    if (!is_coded(bits))
+    if (!stq_is_coded(bits))
         return decoder;
     decoder.unpack = unpack_stages[bits];
     decoder.lowest = stq_m_level(0, bits);
@@ -187,7 +185,7 @@ static void load_floats(float *to, const stq_planes *planes, int64_t block, int 
 
 static void decode_m(float *to, const m_decoder *decoder, const stq_planes *planes, int64_t block, int count) {
     _Alignas(64) uint8_t codes[STQ_BLOCK];
-    if (!is_coded(planes->bits)) {
+    if (!stq_is_coded(planes->bits)) {
         load_floats(to, planes, block, count);
         return;
     }
@@ -201,7 +199,7 @@ static void decode_m(float *to, const m_decoder *decoder, const stq_planes *plan
 
 static void decode_v(float *to, const stq_planes *planes, int64_t block, int count) {
     _Alignas(64) uint8_t codes[STQ_BLOCK];
-    if (!is_coded(planes->bits)) {
+    if (!stq_is_coded(planes->bits)) {
         load_floats(to, planes, block, count);
         return;
     }
@@ -248,7 +246,7 @@ INLINE void set_old_moments(old_moments *old, const workspace *work, int block, 
                             const int v_kind) {
     const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
     int64_t at = work->first + block;
-    float lowest = is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[at]) : NAN;
+    float lowest = stq_is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[at]) : NAN;
     old->dead = vi_bits(vf_all(lowest));
     if (m_kind != FLOATS)
         old->m = m_source_of(&plan->m_in, m_in, at);
@@ -518,7 +516,7 @@ static void compensate(const workspace *work, const item_plan *plan, float *para
 static void finish_chunk(workspace *work, const item_plan *plan) {
     const stq_item *item = plan->item;
     prepare_m(work);
-    if (is_coded(item->v_out.bits))
+    if (stq_is_coded(item->v_out.bits))
         prepare_v(work, item->v_out.bits, block_key(plan, plan->v_key, work->first));
     plan->encode_m(work, &item->m_out);
     plan->encode_v(work, &item->v_out);
@@ -533,7 +531,7 @@ static void finish_chunk(workspace *work, const item_plan *plan) {
 
 /* Sets how the moments come about. Codes of both, or codes of m and means of v, go straight into the arithmetic. */
 static void plan_sources(item_plan *plan, uint32_t m_in, uint32_t v_in) {
-    bool m_coded = is_coded(m_in), v_coded = is_coded(v_in);
+    bool m_coded = stq_is_coded(m_in), v_coded = stq_is_coded(v_in);
     plan->shared = stq_is_shared(v_in);
     if (plan->shared)
         plan->advance = !m_coded          ? advance_floats_shared
@@ -561,7 +559,7 @@ static item_plan make_plan(const stq_item *item, const stq_coefficients *c) {
         .m_out = make_m_decoder(compensated ? m_out : 0),
         .encode_m = m_out == STQ_BITS_FLOAT32 ? store_m_float32 : m_encoders[m_out],
         .encode_v = v_out == STQ_BITS_FLOAT32 ? store_v_float32
-                    : is_coded(v_out)         ? v_encoders[v_out]
+                    : stq_is_coded(v_out)     ? v_encoders[v_out]
                                               : keep_v,
         .v_key = item_key(item, c, STQ_STREAM_SECOND_MOMENT),
         .parameter_key = item_key(item, c, STQ_STREAM_PARAMETER),
