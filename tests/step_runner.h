@@ -9,11 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
 #include "constants/step_cases.h"
+#include "hostile_mode.h"
 #include "quant/kernels.h"
 
 /* Digests after these steps: the first ones tell where a difference begins. */
@@ -104,32 +101,6 @@ static bool arrays_close(arrays *a) {
     free(a->parameter_room);
     free(a->gradient_room);
     return stands;
-}
-
-/* As a host may have it: subnormals flushed, rounding upwards. Returns the mode before. */
-static uint64_t hostile_mode(void) {
-#if defined(__x86_64__)
-    unsigned saved = _mm_getcsr();
-    _mm_setcsr(saved | 0xc040u);
-    return saved;
-#elif defined(__aarch64__)
-    uint64_t saved;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved | 1u << 24 | 1u << 22) : "memory");
-    return saved;
-#else
-    return 0;
-#endif
-}
-
-static void usual_mode(uint64_t saved) {
-#if defined(__x86_64__)
-    _mm_setcsr((unsigned)saved);
-#elif defined(__aarch64__)
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved) : "memory");
-#else
-    (void)saved;
-#endif
 }
 
 /* Runs a case and leaves its digests. The blocks go to the kernels in two calls, as to two

@@ -1,6 +1,7 @@
 /*
- * float_mode.h - the floating-point mode of the kernels: round to nearest, subnormals kept. A host may have set
- * flush-to-zero or another rounding, which would change codes; kernels save its mode, set ours and restore it.
+ * float_mode.h - the floating-point mode of kernels, factors and steps: round to nearest, subnormals kept. A host may
+ * have set flush-to-zero or another rounding, which would change codes, norms and widths; its mode is saved, ours set
+ * and then its own restored. A mode belongs to a thread: what calls on a team of them sets it on each.
  */
 #ifndef STQ_FLOAT_MODE_H
 #define STQ_FLOAT_MODE_H

@@ -43,7 +43,9 @@ static stq_status sum_squares(void *context, const stq_item *items, size_t count
     {
         int64_t thread = omp_get_thread_num();
         int64_t threads = omp_get_num_threads();
+        uint64_t mode = stq_float_mode_set();
         sum_range(items, cpu->segment_sums, segments * thread / threads, segments * (thread + 1) / threads);
+        stq_float_mode_restore(mode);
     }
     stq_tree total = {.count = 0};
     int64_t before = 0;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/float_mode.h"
 #include "optim/optimizer.h"
 #include "quant/shared.h"
 
@@ -298,7 +299,9 @@ static stq_status share_planes(const stq_tensor *tensor, const stq_planes *sourc
         stq_item item = {.count = count, .rows = tensor->rows, .cols = tensor->cols};
         item.v_in = (stq_planes){.base = (uint8_t *)values, .bits = STQ_BITS_FLOAT32};
         *planes = stq_shared_planes(allocation, planes->bits, tensor->rows, tensor->cols);
+        uint64_t mode = stq_float_mode_set();
         stq_shared_begin(planes, &item, sums);
+        stq_float_mode_restore(mode);
         allocation = NULL;
     }
     free(allocation);

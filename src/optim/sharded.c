@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/float_mode.h"
 #include "optim/optimizer.h"
 #include "score/sums.h"
 
@@ -326,8 +327,10 @@ static stq_status global_norm(stq_sharded *s, const float *gradients, double *no
         int64_t first_segment = s->segments_before[i] + s->slices[i].first / STQ_SEGMENT;
         for (int64_t at = 0; at < s->slices[i].count; at += STQ_SEGMENT) {
             int64_t left = s->slices[i].count - at;
+            uint64_t mode = stq_float_mode_set();
             s->segment_sums[first_segment + at / STQ_SEGMENT] =
                 stq_segment_sum_squares(slice + at, STQ_FLOAT32, left < STQ_SEGMENT ? left : STQ_SEGMENT);
+            stq_float_mode_restore(mode);
         }
     }
     STQ_CHECK(stq_sharded_gather_segments(s, s->segment_sums, "the gradients' sums"));
@@ -404,8 +407,8 @@ static stq_status update(stq_sharded *s, const void *gradients, stq_step *step, 
     return status;
 }
 
-stq_status stq_sharded_step(stq_sharded *s, void *parameters, void *gradients, double max_gradient_norm,
-                            stq_step_result *result) {
+static __attribute__((noinline)) stq_status make_step(stq_sharded *s, void *parameters, void *gradients,
+                                                      double max_gradient_norm, stq_step_result *result) {
     STQ_CHECK(sum_gradients(s, gradients));
     for (size_t i = 0; i < s->tensor_count; i++) {
         s->parameters[i] = element(parameters, s->parameter_type, stq_sharded_slice_offset(s, i));
@@ -425,6 +428,14 @@ stq_status stq_sharded_step(stq_sharded *s, void *parameters, void *gradients, d
     if (result)
         *result = done;
     return STQ_OK;
+}
+
+stq_status stq_sharded_step(stq_sharded *s, void *parameters, void *gradients, double max_gradient_norm,
+                            stq_step_result *result) {
+    uint64_t mode = stq_float_mode_set();
+    stq_status status = make_step(s, parameters, gradients, max_gradient_norm, result);
+    stq_float_mode_restore(mode);
+    return status;
 }
 
 stq_status stq_sharded_total_bytes(stq_sharded *s, uint64_t *bytes) {

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/float_mode.h"
 #include "optim/optimizer.h"
 #include "optim/sharded.h"
 #include "score/power.h"
@@ -75,7 +76,9 @@ static stq_status measure_moments(decision *d) {
         for (int64_t at = 0; chosen(s, i) && at < s->slices[i].count; at += STQ_SEGMENT, segment++) {
             stq_moment_sums sums;
             int64_t left = s->slices[i].count - at;
+            uint64_t mode = stq_float_mode_set();
             stq_segment_moments(&sums, slice + at, STQ_FLOAT32, left < STQ_SEGMENT ? left : STQ_SEGMENT);
+            stq_float_mode_restore(mode);
             s->segment_fourths[segment] = sums.fourths;
             if ((int32_t)sums.largest_bits > d->largest_bits[i])
                 d->largest_bits[i] = (int32_t)sums.largest_bits;
@@ -118,8 +121,11 @@ static void count_near_zero(decision *d, size_t i) {
 static void for_tensors(decision *d, void (*stage)(decision *, size_t)) {
 #pragma omp parallel for schedule(dynamic) num_threads(stq_thread_count(d->sharded->threads))
     for (size_t i = 0; i < d->sharded->tensor_count; i++)
-        if (chosen(d->sharded, i) && d->largest_bits[i] != 0)
+        if (chosen(d->sharded, i) && d->largest_bits[i] != 0) {
+            uint64_t mode = stq_float_mode_set();
             stage(d, i);
+            stq_float_mode_restore(mode);
+        }
 }
 
 static void begin_tensor(decision *d, size_t i) {

@@ -6,6 +6,7 @@
 #include <omp.h>
 
 #include "common/error.h"
+#include "common/float_mode.h"
 #include "optim/coefficients.h"
 #include "optim/optimizer.h"
 #include "quant/shared.h"
@@ -260,7 +261,7 @@ stq_status stq_adamw_decision_due(const stq_adamw *o, bool *due) {
     return STQ_OK;
 }
 
-stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *result) {
+static __attribute__((noinline)) stq_status make_step(stq_adamw *o, const stq_step *step, stq_step_result *result) {
     STQ_CHECK(check_step(o, step));
     stq_step_result done = {0};
     if (!attach(o, step)) {
@@ -290,4 +291,11 @@ stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *r
     if (result)
         *result = done;
     return STQ_OK;
+}
+
+stq_status stq_adamw_step(stq_adamw *o, const stq_step *step, stq_step_result *result) {
+    uint64_t mode = stq_float_mode_set();
+    stq_status status = make_step(o, step, result);
+    stq_float_mode_restore(mode);
+    return status;
 }

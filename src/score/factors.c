@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "common/error.h"
+#include "common/float_mode.h"
 #include "quant/convert.h"
 #include "score/power.h"
 #include <stquant/score.h>
@@ -37,6 +38,20 @@ static double row_spread(const stq_row_statistics *statistics, int64_t rows) {
     return rows > 1 && mean > 0 && variance > 0 ? sqrt(variance) / mean : 0;
 }
 
+/* Rows first .. end - 1 of multiply(). */
+static __attribute__((noinline)) void multiply_range(const score_job *job, const float *x, int32_t *y,
+                                                     stq_row_statistics *statistics, int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; row++) {
+        stq_matrix range = rows_of(&job->whole, row, row + 1);
+        if (x) {
+            y[row] = 0;
+            stq_power_rows(&range, x, y);
+        }
+        if (statistics)
+            measure_row(job, &range, statistics);
+    }
+}
+
 /* y = G x. With `statistics` the rows are also measured, each while it is in the cache; `x` NULL only measures. */
 static void multiply(const score_job *job, const float *x, int32_t *y, stq_row_statistics *statistics) {
     int64_t near_zero = 0;
@@ -45,15 +60,9 @@ static void multiply(const score_job *job, const float *x, int32_t *y, stq_row_s
     for (int part = 0; part < job->threads; part++) {
         int64_t first = job->rows * part / job->threads, end = job->rows * (part + 1) / job->threads;
         stq_row_statistics own = {.near_zero = 0};
-        for (int64_t row = first; row < end; row++) {
-            stq_matrix range = rows_of(&job->whole, row, row + 1);
-            if (x) {
-                y[row] = 0;
-                stq_power_rows(&range, x, y);
-            }
-            if (statistics)
-                measure_row(job, &range, &own);
-        }
+        uint64_t mode = stq_float_mode_set();
+        multiply_range(job, x, y, statistics ? &own : NULL, first, end);
+        stq_float_mode_restore(mode);
         near_zero += own.near_zero;
         squares += own.squares;
         roots += own.roots;
@@ -70,7 +79,9 @@ static void multiply_transposed(const score_job *job, const float *y, int32_t *z
         stq_matrix range = rows_of(&job->whole, rows * part / threads, rows * (part + 1) / threads);
         int32_t *own = z + part * cols;
         memset(own, 0, (size_t)cols * sizeof *own);
+        uint64_t mode = stq_float_mode_set();
         stq_power_columns(&range, y, own);
+        stq_float_mode_restore(mode);
     }
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t j = 0; j < cols; j++)
@@ -125,8 +136,9 @@ static double stable_rank(const stq_tensor *tensor, double y_norm, double z_norm
     return (found < smaller ? found : smaller) / smaller;
 }
 
-stq_factors stq_score_finish(const stq_tensor *tensor, const stq_moment_sums *sums,
-                             const stq_row_statistics *statistics, double y_norm, double z_norm, double unscale) {
+static __attribute__((noinline)) stq_factors finish(const stq_tensor *tensor, const stq_moment_sums *sums,
+                                                    const stq_row_statistics *statistics, double y_norm, double z_norm,
+                                                    double unscale) {
     double count = (double)tensor->count;
     double root_mean_square = sqrt(sums->squares / count);
     return (stq_factors){
@@ -138,6 +150,15 @@ stq_factors stq_score_finish(const stq_tensor *tensor, const stq_moment_sums *su
         .near_zero = (double)statistics->near_zero / count,
         .depth = (double)tensor->depth,
     };
+}
+
+/* A GPU's factors are finished between steps too, in whatever mode the host has. */
+stq_factors stq_score_finish(const stq_tensor *tensor, const stq_moment_sums *sums,
+                             const stq_row_statistics *statistics, double y_norm, double z_norm, double unscale) {
+    uint64_t mode = stq_float_mode_set();
+    stq_factors factors = finish(tensor, sums, statistics, y_norm, z_norm, unscale);
+    stq_float_mode_restore(mode);
+    return factors;
 }
 
 static stq_status check_arguments(const stq_tensor *tensor, const void *gradient, float unscale) {
@@ -157,8 +178,8 @@ static stq_status check_arguments(const stq_tensor *tensor, const void *gradient
     return STQ_OK;
 }
 
-stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, float unscale, int threads,
-                             stq_factors *factors) {
+static __attribute__((noinline)) stq_status find_factors(const stq_tensor *tensor, const void *gradient, float unscale,
+                                                         int threads, stq_factors *factors) {
     STQ_CHECK(check_arguments(tensor, gradient, unscale));
     threads = stq_thread_count(threads);
     stq_moment_sums sums;
@@ -186,4 +207,12 @@ stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, flo
     STQ_CHECK(power_iterations(&job, norms, &statistics));
     *factors = stq_score_finish(tensor, &sums, &statistics, norms[0], norms[1], (double)unscale);
     return STQ_OK;
+}
+
+stq_status stq_score_factors(const stq_tensor *tensor, const void *gradient, float unscale, int threads,
+                             stq_factors *factors) {
+    uint64_t mode = stq_float_mode_set();
+    stq_status status = find_factors(tensor, gradient, unscale, threads, factors);
+    stq_float_mode_restore(mode);
+    return status;
 }

@@ -1,6 +1,7 @@
 /* sums.c - reproducible sums. */
 #include <omp.h>
 
+#include "common/float_mode.h"
 #include "quant/convert.h"
 #include "score/sums.h"
 
@@ -44,7 +45,9 @@ double stq_segment_sum_squares(const void *gradient, stq_dtype dtype, int64_t co
     return halve(squares);
 }
 
-void stq_segment_moments(stq_moment_sums *sums, const void *gradient, stq_dtype dtype, int64_t count) {
+/* Not to be inlined into stq_tensor_moments(), which sets the floating-point mode around it. */
+__attribute__((noinline)) void stq_segment_moments(stq_moment_sums *sums, const void *gradient, stq_dtype dtype,
+                                                   int64_t count) {
     double squares[STQ_TREE_WIDTH] = {0};
     double fourths[STQ_TREE_WIDTH] = {0};
     float buffer[STQ_TREE_WIDTH];
@@ -86,7 +89,9 @@ void stq_tensor_moments(stq_moment_sums *sums, const void *gradient, stq_dtype d
             int64_t first = (wave + i) * STQ_SEGMENT;
             int64_t length = count - first < STQ_SEGMENT ? count - first : STQ_SEGMENT;
             stq_moment_sums one;
+            uint64_t mode = stq_float_mode_set();
             stq_segment_moments(&one, (const char *)gradient + (size_t)first * element, dtype, length);
+            stq_float_mode_restore(mode);
             squares[i] = one.squares;
             fourths[i] = one.fourths;
             largest[i] = one.largest_bits;
