@@ -91,7 +91,7 @@ typedef struct stq_allocator {
  * tensor: they do not depend on how it is sliced.
  */
 typedef struct stq_tensor {
-    const char *name;         /**< unique in its list, UTF-8, copied by the library */
+    const char *name;         /**< unique in its list, which is checked; UTF-8, copied by the library */
     int64_t rows;             /**< global shape, folded to two dimensions; 1-D tensors are 1 x n; rows >= 1 */
     int64_t cols;             /**< cols >= 1; rows * cols <= 2^38 */
     int64_t first;            /**< first element (of the row-major global tensor) held here */

@@ -220,12 +220,20 @@ class AdamW(Optimizer):
         return [_group_values(group) for group in self.param_groups]
 
     def _names(self) -> list[str]:
-        """One unique name a parameter: its own where the optimizer was given named parameters."""
-        names = []
+        """One unique name a parameter: its own where the optimizer was given named parameters.
+
+        torch allows the same name twice (those of two models); from the second time on it gets a number.
+        """
+        names: dict[str, None] = {}
         for index, group in enumerate(self.param_groups):
             own = group.get("param_names")
-            names += own or [f"group{index}.{place}" for place in range(len(group["params"]))]
-        return names
+            for name in own or [f"group{index}.{place}" for place in range(len(group["params"]))]:
+                unique, uses = name, 1
+                while unique in names:
+                    uses += 1
+                    unique = f"{name}#{uses}"
+                names[unique] = None
+        return list(names)
 
     def _describe(self) -> tuple[list[TensorSpec], torch.device]:
         flat = [(parameter, index) for index, group in enumerate(self.param_groups) for parameter in group["params"]]

@@ -93,6 +93,22 @@ def test_param_groups_have_their_own_values():
     assert all((second.state_dict()[key] == value).all() for key, value in before.items())
 
 
+@pytest.mark.parametrize("groups", [False, True])
+def test_names_that_occur_twice(groups):
+    """As torch does, stquant.AdamW takes the named parameters of two models, whose names are the same."""
+    models = [small_network(), small_network()]
+    named = [list(model.named_parameters()) for model in models]
+    optimizer = stquant.AdamW([{"params": one} for one in named] if groups else named[0] + named[1])
+    for model in models:
+        give_gradients(model.parameters(), 0)
+    optimizer.step()
+    numbers = optimizer.telemetry()
+    assert numbers["m_bits/0.weight"] > 0 and numbers["m_bits/0.weight#2"] > 0
+    assert [line.split()[0] for line in stquant.memory_summary(optimizer).splitlines()[1:9]] == [
+        name + again for again in ("", "#2") for name, _ in named[0]
+    ]
+
+
 @pytest.mark.parametrize("along", ["row", "column"])
 def test_shared_second_moment(along):
     """One mean a row or column: the bytes of v nearly vanish, and the network learns."""

@@ -1,5 +1,6 @@
 /* check.c - what an optimizer refuses, each with a sentence. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/error.h"
@@ -53,6 +54,40 @@ static stq_status check_tensor(const stq_tensor *tensor, size_t index, size_t gr
     return STQ_OK;
 }
 
+static uint64_t hash_of_name(const char *name) {
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (; *name != '\0'; name++)
+        hash = (hash ^ (uint8_t)*name) * UINT64_C(0x100000001b3); /* FNV-1a */
+    return hash ^ hash >> 32;
+}
+
+/* Checkpoints find tensors by their names. `slots` is a hash table of indices + 1: zeros to begin with, `slot_count` of
+ * them, a power of two and at least twice tensor_count. */
+static stq_status check_names_in(uint32_t *slots, size_t slot_count, const stq_tensor *tensors, size_t tensor_count) {
+    for (size_t i = 0; i < tensor_count; i++) {
+        size_t at = (size_t)hash_of_name(tensors[i].name) & (slot_count - 1);
+        for (; slots[at] != 0; at = (at + 1) & (slot_count - 1))
+            if (strcmp(tensors[slots[at] - 1].name, tensors[i].name) == 0)
+                return stq_error(STQ_INVALID_ARGUMENT,
+                                 "Tensors %zu and %zu are both called '%s'; give every tensor a unique name.",
+                                 (size_t)slots[at] - 1, i, tensors[i].name);
+        slots[at] = (uint32_t)i + 1;
+    }
+    return STQ_OK;
+}
+
+static stq_status check_names(const stq_tensor *tensors, size_t tensor_count) {
+    size_t slot_count = 2;
+    while (slot_count / 2 < tensor_count)
+        slot_count *= 2;
+    uint32_t *slots = calloc(slot_count, sizeof *slots);
+    if (slots == NULL)
+        return stq_error(STQ_OUT_OF_MEMORY, "No memory to compare the names of %zu tensors.", tensor_count);
+    stq_status status = check_names_in(slots, slot_count, tensors, tensor_count);
+    free(slots);
+    return status;
+}
+
 stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *tensors, size_t tensor_count) {
     if (config->size != sizeof *config || config->policy.size != sizeof config->policy)
         return stq_error(STQ_INVALID_ARGUMENT,
@@ -77,7 +112,7 @@ stq_status stq_adamw_check(const stq_adamw_config *config, const stq_tensor *ten
         STQ_CHECK(check_group(i, &config->groups[i]));
     for (size_t i = 0; i < tensor_count; i++)
         STQ_CHECK(check_tensor(&tensors[i], i, config->group_count ? config->group_count : 1));
-    return STQ_OK;
+    return check_names(tensors, tensor_count);
 }
 
 stq_status stq_adamw_set_group(stq_adamw *optimizer, size_t index, const stq_adamw_group *group) {

@@ -104,6 +104,43 @@ static void test_configurations(void **state) {
     REFUSED(create(good, tensor), STQ_INVALID_ARGUMENT, "weight");
 }
 
+/* Checkpoints find tensors by name: one that two have is refused by the optimizer, its plan and the sharded one. Many
+ * names that differ in one character are accepted. */
+static void test_names(void **state) {
+    (void)state;
+    enum { COUNT = 5000 };
+    static stq_tensor tensors[COUNT];
+    static char names[COUNT][16];
+    static int64_t offsets[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(names[i], sizeof names[i], "weight.%d", i);
+        tensors[i] = stq_tensor_whole(names[i], 2, 8);
+        offsets[i] = i * 16;
+    }
+    const stq_flat flat = {.offsets = offsets, .length = COUNT * 16};
+    stq_adamw_config config = stq_adamw_defaults();
+    config.policy.kind = STQ_POLICY_FLOAT32;
+    stq_adamw *optimizer;
+    stq_sharded *sharded;
+    stq_memory memory;
+    stq_comm *comm;
+    assert_int_equal(stq_comm_create_self(&comm), STQ_OK);
+    assert_int_equal(stq_adamw_create(&optimizer, &config, tensors, COUNT), STQ_OK);
+    stq_adamw_destroy(optimizer);
+    assert_int_equal(stq_sharded_create(&sharded, comm, &config, tensors, COUNT, &flat), STQ_OK);
+    stq_sharded_destroy(sharded);
+    tensors[4711].name = "weight.12"; /* other memory, equal text */
+    const char *sentence = "Tensors 12 and 4711 are both called 'weight.12'";
+    REFUSED(stq_adamw_create(&optimizer, &config, tensors, COUNT), STQ_INVALID_ARGUMENT, sentence);
+    assert_null(optimizer);
+    REFUSED(stq_adamw_plan(&config, tensors, COUNT, &memory), STQ_INVALID_ARGUMENT, sentence);
+    REFUSED(stq_sharded_create(&sharded, comm, &config, tensors, COUNT, &flat), STQ_INVALID_ARGUMENT, sentence);
+    assert_null(sharded);
+    REFUSED(stq_adamw_create(&optimizer, &config, (const stq_tensor[]){weight, weight}, 2), STQ_INVALID_ARGUMENT,
+            "Tensors 0 and 1");
+    stq_comm_destroy(comm);
+}
+
 static void test_steps(void **state) {
     (void)state;
     enum { COUNT = 64 * 128 };
@@ -217,7 +254,8 @@ static void test_files(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_status_names),   cmocka_unit_test(test_groups),
-                                       cmocka_unit_test(test_configurations), cmocka_unit_test(test_steps),
-                                       cmocka_unit_test(test_codec),          cmocka_unit_test(test_files)};
+                                       cmocka_unit_test(test_configurations), cmocka_unit_test(test_names),
+                                       cmocka_unit_test(test_steps),          cmocka_unit_test(test_codec),
+                                       cmocka_unit_test(test_files)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
