@@ -46,16 +46,7 @@ class Session:
             return self.model(*batch)
 
     def validation_loss(self):
-        """Mean over the whole batches of the held-out text. Gradients stay enabled: the compiled function is the training's."""
-        shape, text = self.shape, self.text.validation
-        starts = torch.arange(0, text.numel() - shape.context, shape.context, device=self.device)
-        count = max(1, len(starts) // shape.batch)
-        if shape.evaluation_batches:
-            count = min(count, shape.evaluation_batches)
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for place in range(count):
-            total += self.loss(data.windows(text, starts[place * shape.batch : (place + 1) * shape.batch], shape.context)).detach()
-        return total.item() / count
+        return training.text_loss(self.loss, self.text.validation, self.shape)
 
     def base(self, seed):
         return os.path.join(self.work, f"base-{seed}.pt")

@@ -138,6 +138,22 @@ class Task:
         return {"validation_loss": self.held_out(self.source.validation)[0], "test_loss": self.held_out(self.source.test)[0]}
 
 
+def text_loss(loss, text, shape):
+    """Mean of `loss` over the whole batches of a text, at most `shape.evaluation_batches` of them, and at least one, whole or not.
+
+    Gradients stay enabled: the compiled functions are the training's.
+    """
+    starts = torch.arange(0, text.numel() - shape.context, shape.context, device=text.device)
+    count = max(1, len(starts) // shape.batch)
+    if shape.evaluation_batches:
+        count = min(count, shape.evaluation_batches)
+    total = torch.zeros((), device=text.device, dtype=torch.float64)
+    for place in range(count):
+        chosen = starts[place * shape.batch : (place + 1) * shape.batch]
+        total += loss(data.windows(text, chosen, shape.context)).detach()
+    return total.item() / count
+
+
 class TextTask(Task):
     def make_order(self, seed):
         shape = self.shape
@@ -154,17 +170,8 @@ class TextTask(Task):
         return self.shape.batch * self.shape.context
 
     def held_out(self, text):
-        """(mean loss over the whole batches of a text, None)."""
-        shape = self.shape
-        starts = torch.arange(0, text.numel() - shape.context, shape.context, device=text.device)
-        count = len(starts) // shape.batch
-        if shape.evaluation_batches:
-            count = min(count, shape.evaluation_batches)
-        total = torch.zeros((), device=text.device, dtype=torch.float64)
-        for place in range(count):
-            chosen = starts[place * shape.batch : (place + 1) * shape.batch]
-            total += self.loss(data.windows(text, chosen, shape.context)).detach()
-        return total.item() / count, None
+        """(mean loss, None)."""
+        return text_loss(self.loss, text, self.shape), None
 
 
 class ImageTask(Task):

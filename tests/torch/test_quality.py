@@ -135,7 +135,21 @@ def test_table(folder):
     check(abs(table.upper_bound([0.1, 0.2, 0.3]) - 0.368586) < 1e-4, "the upper 95 % bound is Student's")
 
 
+def test_plans():
+    """Every row that docs/quality.md has is of a named plan, but for those of the policy before and a run that was made twice."""
+    sys.path.insert(0, str(SOURCE / "bench/quality"))
+    import plans
+    known = {(one["name"], one["model"], one["seed"], one["beta2"], json.dumps(one["settings"], sort_keys=True))
+             for plan in plans.PLANS.values() for one in plan()}
+    rows = [(row["name"], row["model"], int(row["seed"]), float(row["beta2"]),
+             json.dumps(json.loads(row["settings"]), sort_keys=True))
+            for row in rows_of(SOURCE / "bench/results/quality.csv") if "ranks by error" not in row["name"] and row["name"] != "float32 again"]
+    missing = sorted({row for row in rows if row not in known})
+    check(len(rows) > 40 and not missing, f"named plans make every row of the table {missing or ''}")
+
+
 def main():
+    test_plans()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         make_data(folder)
