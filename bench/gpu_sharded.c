@@ -2,13 +2,13 @@
  * gpu_sharded.c - sharded steps (ZeRO-1) over several GPUs of one host through NCCL, one process a GPU: whether they
  * give the same bytes as one GPU does, and what reduce-scatter, step and all-gather take beside NCCL's own times.
  *
- * usage: gpu_sharded [--ranks N] [--check] [--bench] [--die] [--layers L[,L...]] [--width D] [--csv FILE] [--small]
- *                    [--time-limit SECONDS] [--id FILE --rank R]
+ * usage: gpu_sharded [--ranks N] [--check] [--bench] [--die] [--layers L[,L...]] [--width D] [--csv FILE] [--quick]
+ *                    [--deadline SECONDS] [--id FILE --rank R]
  *
  * Forks a process a rank, unless --rank says which one this is; they meet by the file that rank 0 writes NCCL's id to.
  * Without --check, --bench and --die the first two are done. --layers names the depths of the GPT-2 models to time, of
- * width D = 1600: 24 has 820M parameters, 48 has 1.56G. --small is for emulators. Exit status 1 if something failed;
- * what can go on does.
+ * width D = 1600: 24 has 820M parameters, 48 has 1.56G. --quick is for emulators. A rank that takes longer than --deadline is
+ * ended. Exit status 1 if something failed; what can go on does.
  */
 #include "gpu_sharded.h"
 #include "gpu_csv.h"
@@ -25,10 +25,10 @@ enum { WARM = 5, TIMED = 15, MOST_LISTS = 8, MOST_RANKS = 64 };
 
 typedef struct options {
     int ranks, rank; /* rank -1: fork */
-    bool check, bench, die, small;
+    bool check, bench, die, quick;
     int layers[MOST_LISTS], lists;
     int64_t width;
-    unsigned time_limit;
+    unsigned deadline;
     const char *csv;
     char id[256];
 } options;
@@ -402,16 +402,16 @@ static bool join(job *j, const options *o) {
 static int work(const options *o, int rank) {
     job j = {.rank = rank, .ranks = o->ranks};
     this_rank = rank;
-    alarm(o->time_limit);
+    alarm(o->deadline);
     if (!join(&j, o))
         return 1;
     bool done = true;
     if (o->check)
-        done = check_equality(&j, o->small) && done;
+        done = check_equality(&j, o->quick) && done;
     if (o->bench)
         done = run_bench(&j, o) && done;
     if (o->die) {
-        done = check_death(&j, o->small) && done;
+        done = check_death(&j, o->quick) && done;
         fflush(NULL);
         _exit(!done);
     }
@@ -489,7 +489,7 @@ static bool read_options(int argc, char **argv, options *o) {
         bool *flag = !strcmp(argv[i], "--check")   ? &o->check
                      : !strcmp(argv[i], "--bench") ? &o->bench
                      : !strcmp(argv[i], "--die")   ? &o->die
-                     : !strcmp(argv[i], "--small") ? &o->small
+                     : !strcmp(argv[i], "--quick") ? &o->quick
                                                    : NULL;
         if (flag) {
             *flag = true;
@@ -507,8 +507,8 @@ static bool read_options(int argc, char **argv, options *o) {
             o->csv = value;
         else if (!strcmp(argv[i], "--width"))
             o->width = atoi(value);
-        else if (!strcmp(argv[i], "--time-limit"))
-            o->time_limit = (unsigned)atoi(value);
+        else if (!strcmp(argv[i], "--deadline"))
+            o->deadline = (unsigned)atoi(value);
         else if (strcmp(argv[i], "--layers") != 0 || !read_layers(o, argv[i + 1]))
             return false;
         i++;
@@ -518,10 +518,10 @@ static bool read_options(int argc, char **argv, options *o) {
 }
 
 int main(int argc, char **argv) {
-    options o = {.ranks = 1, .rank = -1, .layers = {24}, .lists = 1, .width = 1600, .time_limit = 100};
+    options o = {.ranks = 1, .rank = -1, .layers = {24}, .lists = 1, .width = 1600, .deadline = 100};
     if (!read_options(argc, argv, &o)) {
         fprintf(stderr, "usage: gpu_sharded [--ranks N] [--check] [--bench] [--die] [--layers L[,L...]] [--width D] "
-                        "[--csv FILE] [--small] [--time-limit SECONDS] [--id FILE --rank R]\n");
+                        "[--csv FILE] [--quick] [--deadline SECONDS] [--id FILE --rank R]\n");
         return 2;
     }
     if (!o.check && !o.bench && !o.die)

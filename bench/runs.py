@@ -1,7 +1,11 @@
-"""The CSV files of grids: one row a finished run, so that an interrupted grid goes on where it stopped."""
+"""What grids of runs share: a CSV file with one row a finished run, so that an interrupted grid goes on where it stopped, and a clock that
+ends them in time."""
 import csv
 import fcntl
 import os
+import subprocess
+import threading
+import time
 
 NUMBERS = ("learning_rate", "beta2", "seed", "amplitude")  # of a key: equal however they are written
 
@@ -45,3 +49,33 @@ class Rows:
             writer.writerow(row)
         self.rows.append(row)
         self.made.add(self.key(row))
+
+
+class Stopped(Exception):
+    """The deadline has come."""
+
+
+class Clock:
+    """When to stop: no run begins that cannot be expected to end in time, and one that does not is ended."""
+
+    def __init__(self, seconds):
+        self.end, self.longest, self.lock = time.monotonic() + seconds, 0.0, threading.Lock()
+
+    def left(self):
+        return self.end - time.monotonic()
+
+    def may_begin(self):
+        with self.lock:
+            return self.left() > 1.1 * self.longest
+
+    def took(self, seconds):
+        with self.lock:
+            self.longest = max(self.longest, seconds)
+
+
+def run_until(clock, words, **more):
+    """subprocess.run(), ended at the deadline: then Stopped."""
+    try:
+        return subprocess.run(words, timeout=min(max(clock.left(), 0.1), 1e6), **more)
+    except subprocess.TimeoutExpired as problem:
+        raise Stopped from problem

@@ -161,13 +161,13 @@ def read_options():
     parser.add_argument("--grid", action="store_true", help="all tasks, states and seeds, with sweeps of the learning rate")
     parser.add_argument("--tasks", help="retrieval, collages, sentences: instead of those above, with commas")
     parser.add_argument("--states", help='for example "float32;zones 3.5": instead of those above, with semicolons')
-    parser.add_argument("--seeds", help="instead of those above, with commas")
+    parser.add_argument("--seeds", type=int, help="number of seeds (3 with --grid, 1 without)")
     parser.add_argument("--devices", default="", help="with commas, for example cuda:0,cuda:1 (default: cuda:0 if there, or cpu)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time on each device (1)")
     parser.add_argument("--threads", type=int, default=0, help="threads of a run on a CPU (all cores)")
     parser.add_argument("--deadline", type=float, default=1e9, help="end after so many seconds, whatever is missing")
-    parser.add_argument("--out", default=str(ROOT / "bench/results/multimodal.csv"), help="rows of runs")
-    parser.add_argument("--widths", help="rows of widths over time (default: beside --out, NAME-widths.csv)")
+    parser.add_argument("--csv", default=str(ROOT / "bench/results/multimodal.csv"), help="rows of runs")
+    parser.add_argument("--widths", help="rows of widths over time (default: beside --csv, NAME-widths.csv)")
     parser.add_argument("--work", default=str(ROOT / "build/multimodal"), help="folder for weights to fine-tune")
     return parser, parser.parse_args()
 
@@ -193,8 +193,7 @@ def plan_of(parser, options):
     chosen_tasks = chosen(parser, options.tasks, ",", names, names if whole else ["retrieval"], "tasks")
     states = list(training.STATES)
     chosen_states = chosen(parser, options.states, ";", states, states if whole else ["float32", "rate-distortion 5.0"], "states")
-    seeds = [int(seed) for seed in chosen(parser, options.seeds, ",", [str(i) for i in range(1, 100)],
-                                          [1, 2, 3] if whole else [1], "seeds")]
+    seeds = list(range(1, 1 + (options.seeds or (3 if whole else 1))))
     rates = {name: preset.rates[name != "retrieval"] for name in names}
     if not whole:
         rates = {name: of_task[1:2] for name, of_task in rates.items()}
@@ -215,8 +214,8 @@ def main():
     if not any(os.path.exists(os.path.join(options.data, f"train-images-idx3-ubyte.{kind}")) for kind in ("gz", "xz")):
         parser.error(f"{options.data} does not hold train-images-idx3-ubyte.gz; scripts/fetch-images prints a folder that does")
     os.makedirs(options.work, exist_ok=True)
-    table = grid.Table(options.out, options.preset)
-    widths = grid.Table(options.widths or options.out.removesuffix(".csv") + "-widths.csv", options.preset, grid.WIDTH_FIELDS)
+    table = grid.Table(options.csv, options.preset)
+    widths = grid.Table(options.widths or options.csv.removesuffix(".csv") + "-widths.csv", options.preset, grid.WIDTH_FIELDS)
     devices = options.devices.split(",") if options.devices else ["cuda:0" if torch.cuda.is_available() else "cpu"]
     cores = options.threads or max((os.cpu_count() or 1) // options.jobs, 1)
     workers = [Worker(device, cores if device == "cpu" else 1, options) for _ in range(options.jobs) for device in devices]

@@ -119,15 +119,15 @@ def runs_of(rows, widths):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small", help="rows of which preset (small)")
-    parser.add_argument("--out", default=str(ROOT / "bench/results/multimodal.csv"), help="rows of runs")
-    parser.add_argument("--widths", help="rows of widths over time (default: beside --out, NAME-widths.csv)")
+    parser.add_argument("--csv", default=str(ROOT / "bench/results/multimodal.csv"), help="rows of runs")
+    parser.add_argument("--widths", help="rows of widths over time (default: beside --csv, NAME-widths.csv)")
     parser.add_argument("--plot", help="also draw this SVG file")
     options = parser.parse_args()
-    rows = read(options.out, options.preset)
+    rows = read(options.csv, options.preset)
     if not rows:
-        print(f"{options.out} has no runs of the preset {options.preset}; run.py makes them", file=sys.stderr)
+        print(f"{options.csv} has no runs of the preset {options.preset}; run.py makes them", file=sys.stderr)
         return 1
-    widths = read(options.widths or options.out.removesuffix(".csv") + "-widths.csv", options.preset)
+    widths = read(options.widths or options.csv.removesuffix(".csv") + "-widths.csv", options.preset)
     retrieval, runs = runs_of(rows, widths)
     for task in TASKS:
         print(*task_table(rows, task), sep="\n")

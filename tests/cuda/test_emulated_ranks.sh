@@ -28,7 +28,7 @@ output=$("$build/test_factors" 2>&1)
 report $? "factors of all shapes and types: the bytes of the CPU"
 sed 's/^/# /' <<<"$output"
 for ranks in 2 3; do
-    output=$("$build/gpu_sharded" --ranks $ranks --check --small --time-limit 240 2>&1)
+    output=$("$build/gpu_sharded" --ranks $ranks --check --quick --deadline 240 2>&1)
     report $? "parameters, states, widths and factors on $ranks ranks are those of one rank and of a plain optimizer"
     sed 's/^/# /' <<<"$output"
 done
@@ -39,7 +39,7 @@ own=$(sed -n 's/.*rank 0 of 3 .* \([0-9]*\) of [0-9]* state bytes.*/\1/p' <<<"$o
 report $? "rank 0 of 3 holds a share of the states (${own:-?} of ${total:-?})"
 output=$("$build/gpu_sharded" --ranks 2 --bench --width 32 --layers 1 --csv "$build/times.csv" 2>&1)
 report $? "the pieces of a step are timed, and parameters agree afterwards"
-output=$("$build/gpu_sharded" --ranks 2 --die --small --time-limit 60 2>&1) && grep -q "death: PASSED" <<<"$output"
+output=$("$build/gpu_sharded" --ranks 2 --die --quick --deadline 60 2>&1) && grep -q "death: PASSED" <<<"$output"
 report $? "a rank that dies is noticed by the other"
 wait "$decisions"
 report $? "whole optimizers with decisions: the bytes of the CPU"

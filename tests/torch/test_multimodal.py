@@ -140,14 +140,14 @@ def run(name, *arguments):
 
 def check_whole(folder):
     """Seven toy runs, none of them twice, and their tables."""
-    out = folder / "rows.csv"
-    command = ["run.py", "--preset", "tiny", "--data", folder, "--out", out, "--work", folder / "work", "--threads", 1,
+    path = folder / "rows.csv"
+    command = ["run.py", "--preset", "tiny", "--data", folder, "--csv", path, "--work", folder / "work", "--threads", 1,
                "--devices", "cpu"]
     first = run(*command, "--states", "float32;fixed 4,4;zones 5.0")
     assert first.returncode == 0, first.stderr
     second = run(*command, "--tasks", "retrieval,collages,sentences", "--states", "float32;zones 5.0")
     assert second.returncode == 0 and second.stdout.count("\n") == 4, second.stdout + second.stderr
-    with open(out, newline="") as file:
+    with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 and len({grid.job_of(row) for row in rows}) == 7
     assert all(float(row["peak_bits"]) <= 5.0 for row in rows if row["states"] == "zones 5.0"), rows
@@ -156,7 +156,7 @@ def check_whole(folder):
     assert {row["states"] for row in widths} == {"zones 5.0"}
     assert {row["tensor"].split(".")[0] for row in widths} == {"image", "text"}
     assert all(len(row["m_bits"]) == len(row["v_bits"]) == len(row["log10_gradient"].split()) == 10 for row in widths)
-    table = run("table.py", "--preset", "tiny", "--out", out)
+    table = run("table.py", "--preset", "tiny", "--csv", path)
     assert table.returncode == 0 and "**sentences**, accuracy" in table.stdout and "text - image" in table.stdout, table.stderr
     refused = run(*command, "--states", "zone 5.0")
     assert refused.returncode == 2 and "zone 5.0" in refused.stderr, refused.stderr

@@ -20,7 +20,7 @@ def check(passed, what):
 
 
 def call(folder, *more):
-    words = [sys.executable, SOURCE / "bench/qat_gpu", "--out", folder / "rows.csv", "--model", "gpt2-toy", "--base-steps", "6", "--steps",
+    words = [sys.executable, SOURCE / "bench/qat_gpu", "--csv", folder / "rows.csv", "--model", "gpt2-toy", "--base-steps", "6", "--steps",
              "3", "--seeds", "2", *more]
     return subprocess.run(list(map(str, words)), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
@@ -32,7 +32,7 @@ def main():
         for text, count in (("enwiki", 20_000), ("wikitext-test", 2_000)):
             tokens = numpy.cumsum(generator.integers(0, 3, count)) % 200
             (folder / f"{text}.u16.xz").write_bytes(lzma.compress(tokens.astype("<u2").tobytes(), preset=1))
-        make = ("--data", folder, "--work", folder / "work", "--device", "cpu", "--no-compile", "--workers-per-gpu", "1")
+        make = ("--data", folder, "--work", folder / "work", "--device", "cpu", "--no-compile", "--jobs", "1")
         first = call(folder, *make)
         check(first.returncode == 0, "the grid runs")
         if first.returncode:
