@@ -7,8 +7,8 @@
  *
  * Forks a process a rank, unless --rank says which one this is; they meet by the file that rank 0 writes NCCL's id to.
  * Without --check, --bench and --die the first two are done. --layers names the depths of the GPT-2 models to time, of
- * width D = 1600: 24 has 820M parameters, 48 has 1.56G. --quick is for emulators. A rank that takes longer than --deadline is
- * ended. Exit status 1 if something failed; what can go on does.
+ * width D = 1600: 24 has 820M parameters, 48 has 1.56G. --quick is for emulators. A rank that takes longer than
+ * --deadline is ended. Exit status 1 if something failed; what can go on does.
  */
 #include "gpu_sharded.h"
 #include "gpu_csv.h"

@@ -84,20 +84,13 @@ static void rank_return(const stq_policy *policy, const stq_policy_tensor *tenso
     choice->return_gain = stq_priority(log2(best > 1e-9 ? best : 1e-9));
 }
 
-/*
- * Its logarithm, base 2: a quarter of that of n over its average, at most 1 either way; little without a gradient. A
- * full weight by n took bits from embeddings, whose gradients are small and whose errors are not: docs/adaptivity.md
- * has the runs.
- */
-static double log_weight(const stq_policy *policy, const stq_policy_tensor *tensor) {
+/* A full weight by n took bits from embeddings, whose gradients are small and whose errors are not: docs/adaptivity.md
+ * has the runs. */
+double stq_distortion_log_weight(const stq_policy *policy, const stq_policy_tensor *tensor) {
     if (!stq_policy_has_gradient(&tensor->factors))
         return -4;
     double quarter = 0.25 * 1.44269504088896340736 * (tensor->last_log_n - policy->log_n_average);
     return quarter < -1 ? -1 : quarter > 1 ? 1 : quarter;
-}
-
-double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *tensor) {
-    return exp2(log_weight(policy, tensor));
 }
 
 void stq_distortion_steps(const stq_ranking *ranking) {
@@ -110,7 +103,7 @@ void stq_distortion_rank(const stq_ranking *ranking, size_t first, size_t end) {
     const stq_choices *c = ranking->choices;
     for (size_t i = first; i < end; i++) {
         const stq_policy_tensor *tensor = &ranking->tensors[c->tensor[i]];
-        c->rank[i] = stq_rank(stq_choice_state(c, i), stq_priority(log_weight(ranking->policy, tensor)));
+        c->rank[i] = stq_rank(stq_choice_state(c, i), stq_priority(stq_distortion_log_weight(ranking->policy, tensor)));
         if ((c->traits[i] & STQ_TRAIT_SHARING) && c->sharing[i].shared != 0)
             rank_return(ranking->policy, tensor, &c->sharing[i]);
     }

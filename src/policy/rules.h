@@ -36,8 +36,8 @@ double stq_equivalent_bits(double ratio);
  * closed loop; for v at 2 to 4 bits more than that. */
 double stq_distortion(stq_state state, uint32_t bits);
 
-/* Importance of one element of a tensor to the loss, relative to the average tensor; 1/2 to 2, 1/16 without a
- * gradient. */
-double stq_distortion_weight(const stq_policy *policy, const stq_policy_tensor *tensor);
+/* Importance of one element of a tensor to the loss, relative to the average tensor, as a logarithm, base 2: a quarter
+ * of that of n over its average, -1 to 1; -4 without a gradient. */
+double stq_distortion_log_weight(const stq_policy *policy, const stq_policy_tensor *tensor);
 
 #endif

@@ -44,7 +44,8 @@ static void open_policy(stq_policy *policy, const stq_policy_tensor *tensors, si
 }
 
 static double distortion_of(const stq_policy *policy, const stq_policy_tensor *tensor, int state, uint32_t bits) {
-    return (double)tensor->count * stq_distortion_weight(policy, tensor) * stq_distortion((stq_state)state, bits);
+    return (double)tensor->count * exp2(stq_distortion_log_weight(policy, tensor)) *
+           stq_distortion((stq_state)state, bits);
 }
 
 static double chosen_distortion(const stq_policy *policy, const stq_policy_tensor *tensors, size_t count) {
