@@ -1,6 +1,8 @@
 #include "checkpoint_model.h"
 
+#include <float.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -118,9 +120,17 @@ static enum app_status find_qat(struct checkpoint_model *model, const char *path
     const int estimator = quantizer_estimator(json_string_value(json_object_get(model->application, "qat_estimator")));
     const json_t *amplitudes = json_object_get(model->application, "qat_amplitudes");
     stq_qat_config *qat = &model->qat;
+    double bits = 0;
     *qat = stq_qat_defaults();
-    qat->bits = (uint32_t)checkpoint_model_number(model, "qat_bits", 0);
-    qat->softness = checkpoint_model_number(model, "qat_softness", qat->softness);
+    if (!checkpoint_model_number(model, "qat_bits", 1, 0, 8, &bits)) {
+        return app_fail(APP_FAILED,
+                        "%s does not tell how its weights are quantized: its qat_bits are no width of 0 to 8.", path);
+    }
+    if (!checkpoint_model_number(model, "qat_softness", 0, 0, DBL_MAX, &qat->softness)) {
+        return app_fail(APP_FAILED, "%s does not tell how its weights are quantized: its qat_softness is no number.",
+                        path);
+    }
+    qat->bits = (uint32_t)bits;
     qat->estimator = estimator < 0 ? STQ_QAT_STABLE : (stq_qat_estimator)estimator;
     for (size_t k = 0; k < json_array_size(amplitudes) && k < STQ_QAT_MAX_HARMONICS; k++) {
         qat->amplitudes[k] = json_number_value(json_array_get(amplitudes, k));
@@ -211,9 +221,18 @@ enum app_status checkpoint_model_create(const struct checkpoint_model *checkpoin
     return status;
 }
 
-double checkpoint_model_number(const struct checkpoint_model *model, const char *key, double otherwise) {
-    const json_t *value = json_object_get(model->application, key);
-    return json_is_number(value) ? json_number_value(value) : otherwise;
+int checkpoint_model_number(const struct checkpoint_model *model, const char *key, int whole, double minimum,
+                            double maximum, double *value) {
+    const json_t *told = json_object_get(model->application, key);
+    const double number = json_number_value(told);
+    if (!told) {
+        return 1;
+    }
+    if (!json_is_number(told) || number < minimum || number > maximum || (whole && number != floor(number))) {
+        return 0;
+    }
+    *value = number;
+    return 1;
 }
 
 void checkpoint_model_close(struct checkpoint_model *model) {

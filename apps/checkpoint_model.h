@@ -35,8 +35,10 @@ enum app_status checkpoint_model_load(const struct checkpoint_model *checkpoint,
 enum app_status checkpoint_model_create(const struct checkpoint_model *checkpoint, int64_t examples, int64_t length,
                                         int threads, struct model **model);
 
-// A number of the application's description, or `otherwise`.
-double checkpoint_model_number(const struct checkpoint_model *model, const char *key, double otherwise);
+// Puts a number of the application's description into *value, which stays as it is where there is none. 0, and *value
+// as it was, where it is no number, outside the range or, with `whole`, no integer: files come from anywhere.
+int checkpoint_model_number(const struct checkpoint_model *model, const char *key, int whole, double minimum,
+                            double maximum, double *value);
 
 void checkpoint_model_close(struct checkpoint_model *model);
 

@@ -93,20 +93,46 @@ struct data {
     const char *unit; // of the loss
 };
 
-static void settle(struct settings *settings, const struct checkpoint_model *model) {
-    if (settings->batch == 0) {
-        settings->batch = (int64_t)checkpoint_model_number(model, "batch", 8);
+// The number of an option that was not given: as the run had it, within what the option allows, or `otherwise`.
+static enum app_status recall(const struct checkpoint_model *model, int option, const char *key, double otherwise,
+                              double *value) {
+    const struct command_number *number = numbers;
+    while (number->key != option) {
+        number++;
     }
-    if (settings->sequence_length == 0) {
-        settings->sequence_length =
-            (int64_t)checkpoint_model_number(model, "sequence_length", (double)model->gpt2.context);
+    *value = otherwise;
+    if (!checkpoint_model_number(model, key, number->whole, number->minimum, number->maximum, value)) {
+        return app_fail(APP_FAILED, "The %s that %s tells is no %snumber from %g to %g; give --%s.", key,
+                        model->info.path, number->whole ? "whole " : "", number->minimum, number->maximum,
+                        number->name);
     }
-    if (settings->batches == 0) {
-        settings->batches = (int64_t)checkpoint_model_number(model, "validation_batches", 40);
+    return APP_OK;
+}
+
+static enum app_status recall_whole(const struct checkpoint_model *model, int option, const char *key,
+                                    int64_t otherwise, int64_t *value) {
+    double number;
+    if (*value != 0) {
+        return APP_OK;
     }
-    if (settings->share == 0) {
-        settings->share = checkpoint_model_number(model, "validation_share", 0.05);
+    enum app_status status = recall(model, option, key, (double)otherwise, &number);
+    *value = (int64_t)number;
+    return status;
+}
+
+static enum app_status settle(struct settings *settings, const struct checkpoint_model *model) {
+    enum app_status status = recall_whole(model, BATCH, "batch", 8, &settings->batch);
+    if (status == APP_OK && !model->is_vit) {
+        status =
+            recall_whole(model, SEQUENCE_LENGTH, "sequence_length", model->gpt2.context, &settings->sequence_length);
     }
+    if (status == APP_OK) {
+        status = recall_whole(model, BATCHES, "validation_batches", 40, &settings->batches);
+    }
+    if (status == APP_OK && settings->share == 0 && !model->is_vit) {
+        status = recall(model, SHARE, "validation_share", 0.05, &settings->share);
+    }
+    return status;
 }
 
 static enum app_status open_text(const struct settings *settings, const struct gpt2_config *config, struct data *data) {
@@ -192,9 +218,11 @@ static enum app_status evaluate(struct settings *settings) {
     if (status != APP_OK) {
         return status;
     }
-    settle(settings, &checkpoint);
-    status = checkpoint.is_vit ? open_images(settings, &checkpoint.vit, &data)
-                               : open_text(settings, &checkpoint.gpt2, &data);
+    status = settle(settings, &checkpoint);
+    if (status == APP_OK) {
+        status = checkpoint.is_vit ? open_images(settings, &checkpoint.vit, &data)
+                                   : open_text(settings, &checkpoint.gpt2, &data);
+    }
     if (status == APP_OK) {
         status = checkpoint_model_create(&checkpoint, settings->batch, settings->sequence_length,
                                          settings->threads ? (int)settings->threads : omp_get_max_threads(), &model);

@@ -320,6 +320,44 @@ def read_safetensors(path):
                       for name, entry in header.items()}
 
 
+def write_description(source, target, changes):
+    """A checkpoint of one file like `source`, alone and so without an index, whose application tells `changes` as well."""
+    content = source.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:8 + length])
+    told = json.loads(header["__metadata__"]["stquant"])
+    told["application"].update(changes)
+    header["__metadata__"]["stquant"] = json.dumps(told)
+    head = json.dumps(header).encode()
+    head += b" " * (-(8 + len(head)) % 4096)
+    target.write_bytes(struct.pack("<Q", len(head)) + head + content[8 + length:])
+
+
+def test_descriptions_out_of_range(folder, text):
+    """What a foreign file tells of its run is used within the range of the options, which go before it."""
+    target, alone = folder / "told", folder / "told.safetensors"
+    train("--data", text, "--steps", 5, "--checkpoint", target)
+    part = next(target.glob("step-*/*.safetensors"))
+    expected = json.loads(run("eval", target, "--data", text, "--json", "--threads", 1).stdout)["loss"]
+    write_description(part, alone, {})
+    found = run("eval", alone, "--data", text, "--json", "--threads", 1)
+    check("a description that is sound is used", found.returncode == 0 and json.loads(found.stdout)["loss"] == expected, found.stderr)
+    for key, wrong in (("batch", 0), ("batch", -3), ("batch", 1e300), ("batch", 2.5), ("batch", "4"), ("batch", None), ("sequence_length", -1),
+                       ("sequence_length", 1e19), ("validation_batches", 0), ("validation_batches", 1e12), ("validation_share", 0),
+                       ("validation_share", -0.5), ("validation_share", 2)):
+        write_description(part, alone, {key: wrong})
+        option = "--" + key.replace("_", "-")
+        refused(f"{key} {wrong!r} of a checkpoint", 1, [key, alone.name, option], run("eval", alone, "--data", text))
+    write_description(part, alone, {"batch": -3})
+    check("the option goes before it", run("eval", alone, "--data", text, "--batch", 4).returncode == 0)
+    for wrong in (-1, 9, 2.5, 1e300, "4"):
+        write_description(part, alone, {"qat_bits": wrong})
+        for command in (("eval", alone, "--data", text), ("sample", alone)):
+            refused(f"qat_bits {wrong!r} of a checkpoint, {command[0]}", 1, ["qat_bits", alone.name], run(*command))
+    write_description(part, alone, {"qat_bits": 4, "qat_softness": -1})
+    refused("a negative qat_softness", 1, ["qat_softness", alone.name], run("eval", alone, "--data", text))
+
+
 def test_convert(folder, text):
     base = folder / "convert"
     base.mkdir()
@@ -445,7 +483,7 @@ def main():
         vocabulary = ["time", "house", "water", "green", "walk", "of", "the", "and", "a", "in"]
         text = folder / "text.txt"
         text.write_text(" ".join(generator.choice(vocabulary) for _ in range(20000)) + ".\n")
-        for test in (test_resume, test_other_options, test_inspect, test_eval_and_sample, test_convert, test_init,
+        for test in (test_resume, test_other_options, test_inspect, test_eval_and_sample, test_descriptions_out_of_range, test_convert, test_init,
                      test_signal, test_signal_unread, test_full_disk, test_damaged, test_refusals, test_kill):
             test(folder, text)
     return tap.status()
