@@ -5,10 +5,12 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -184,12 +186,21 @@ static stq_status write_pieces(int descriptor, const char *path, const stq_piece
     return STQ_OK;
 }
 
-stq_status stq_file_make(int folder, const char *path, const char *temporary, const char *name, const stq_piece *pieces,
-                         size_t count) {
+/* A new file under a name of its own: processes of several hosts may write into one folder, and threads of one. */
+static int open_temporary(int folder, char temporary[40]) {
+    uint64_t number;
+    if (getrandom(&number, sizeof number, 0) != (ssize_t)sizeof number)
+        return -1;
+    snprintf(temporary, 40, ".stquant-%016" PRIx64 ".tmp", number);
+    return openat(folder, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+}
+
+stq_status stq_file_make(int folder, const char *path, const char *name, const stq_piece *pieces, size_t count) {
+    char temporary[40];
     char *whole = stq_path_join(path, name);
     if (whole == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for a path in %s.", path);
-    int descriptor = openat(folder, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    int descriptor = open_temporary(folder, temporary);
     stq_status status = descriptor < 0 ? stq_file_error("create", whole, errno) : STQ_OK;
     if (status == STQ_OK) {
         status = write_pieces(descriptor, whole, pieces, count);

@@ -42,11 +42,11 @@ typedef struct stq_piece {
 } stq_piece;
 
 /*
- * Makes `name` in the folder open as `folder` (whose path is for messages) from the pieces: written as `temporary`,
- * synced, renamed, and the folder synced. On failure nothing is left behind and an earlier file of that name stays.
+ * Makes `name` in the folder open as `folder` (whose path is for messages) from the pieces: written under
+ * a random name, which nobody else has on whatever host, synced, renamed, and the folder synced. On failure nothing is
+ * left behind and an earlier file of that name stays.
  */
-stq_status stq_file_make(int folder, const char *path, const char *temporary, const char *name, const stq_piece *pieces,
-                         size_t count);
+stq_status stq_file_make(int folder, const char *path, const char *name, const stq_piece *pieces, size_t count);
 
 /* Opens a folder (O_DIRECTORY). */
 stq_status stq_folder_open(const char *path, int *descriptor);

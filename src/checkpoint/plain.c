@@ -35,17 +35,15 @@ static int by_width(const void *a, const void *b) {
 static stq_status write_file(const char *path, const stq_piece *pieces, size_t count) {
     const char *slash = strrchr(path, '/');
     const char *name = slash ? slash + 1 : path;
-    char temporary[320];
     int descriptor;
     if (name[0] == 0 || strlen(name) > 250)
         return stq_error(STQ_INVALID_ARGUMENT, "'%s' is no name for a file.", path);
-    snprintf(temporary, sizeof temporary, ".%s.%ld", name, (long)getpid());
     char *folder = slash == path ? strdup("/") : slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
     if (folder == NULL)
         return stq_error(STQ_OUT_OF_MEMORY, "No memory for the path %s.", path);
     stq_status status = stq_folder_open(folder, &descriptor);
     if (status == STQ_OK) {
-        status = stq_file_make(descriptor, folder, temporary, name, pieces, count);
+        status = stq_file_make(descriptor, folder, name, pieces, count);
         close(descriptor);
     }
     free(folder);

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "checkpoint/document.h"
@@ -19,12 +20,21 @@
 #include "checkpoint/safetensors.h"
 #include "common/error.h"
 
+/* How long a rank waits for another that is replacing a checkpoint: 5 s, which is far longer than two renames take. */
+enum { WAIT_ATTEMPTS = 500, WAIT_NANOSECONDS = 10000000 };
+
 /* ---- Names ---- */
 
 void stq_step_name(int64_t step, char *name) { snprintf(name, STQ_STEP_NAME, "step-%08" PRId64, step); }
 
 void stq_partial_name(int64_t step, uint64_t run, char *name) {
     snprintf(name, STQ_STEP_NAME, ".step-%08" PRId64 ".%016" PRIx64 ".partial", step, run);
+}
+
+/* .step-N.RUN.old: on its way out, or about to change places with one that is. */
+static void old_name(int64_t step, uint64_t run, char *name) {
+    stq_partial_name(step, run, name);
+    strcpy(strrchr(name, '.'), ".old");
 }
 
 /* True for a name of stq_step_name(), exactly. */
@@ -46,7 +56,7 @@ static bool is_leftover(const char *name, int64_t *step, uint64_t *run) {
     stq_partial_name(*step, *run, same);
     if (strcmp(name, same) == 0)
         return true;
-    strcpy(strrchr(same, '.'), ".old");
+    old_name(*step, *run, same);
     return strcmp(name, same) == 0;
 }
 
@@ -132,11 +142,9 @@ static stq_status write_index(const stq_publication *p, int folder) {
         all.weight_map = NULL;
     }
     if (status == STQ_OK) {
-        /* Several ranks may come here at once; each writes the same bytes under a name of its own. */
-        char temporary[64];
-        snprintf(temporary, sizeof temporary, "index.%ld.tmp", (long)getpid());
+        /* Several ranks may come here at once; each writes the same bytes. */
         stq_piece piece = {text, strlen(text)};
-        status = stq_file_make(folder, p->path, temporary, STQ_INDEX_NAME, &piece, 1);
+        status = stq_file_make(folder, p->path, STQ_INDEX_NAME, &piece, 1);
     }
     json_decref(all.weight_map);
     free(all.files);
@@ -186,23 +194,52 @@ static bool is_published(const stq_publication *p, const char *partial, const ch
     return holds_first_part(p, name, true) && !holds_first_part(p, partial, false);
 }
 
+/*
+ * A checkpoint of this step exists, from a run before: they change places, and the old one goes. Of several ranks that
+ * come here at once the one that gets the new folder under another name does it; two would change the places back.
+ */
+static stq_status replace_published(const stq_publication *p, const char *partial, const char *name) {
+    char claimed[STQ_STEP_NAME];
+    old_name(p->step, p->run, claimed);
+    if (renameat(p->folder, partial, p->folder, claimed) != 0)
+        return stq_file_error("publish", partial, errno);
+    if (renameat2(p->folder, claimed, p->folder, name, RENAME_EXCHANGE) == 0) {
+        stq_folder_remove(p->folder, claimed);
+        return STQ_OK;
+    }
+    /* File systems that exchange nothing: for a moment there is no checkpoint of this step. */
+    if (renameat(p->folder, name, p->folder, partial) == 0 && renameat(p->folder, claimed, p->folder, name) == 0) {
+        stq_folder_remove(p->folder, partial);
+        return STQ_OK;
+    }
+    stq_status status = stq_file_error("publish", partial, errno);
+    if (!exists(p->folder, name))
+        (void)renameat(p->folder, partial, p->folder, name);
+    (void)renameat(p->folder, claimed, p->folder, partial);
+    return status;
+}
+
 static stq_status move_into_place(const stq_publication *p, const char *partial, const char *name) {
     if (renameat(p->folder, partial, p->folder, name) == 0)
         return STQ_OK;
     if (errno != ENOTEMPTY && errno != EEXIST)
         return stq_file_error("publish", partial, errno);
-    /* A checkpoint of this step exists, from a run before: they change places, and the old one goes. */
-    if (renameat2(p->folder, partial, p->folder, name, RENAME_EXCHANGE) == 0) {
-        stq_folder_remove(p->folder, partial);
-        return STQ_OK;
+    return replace_published(p, partial, name);
+}
+
+/* Another rank may have been faster at any point; where it is just about to replace a checkpoint, that is waited for.
+ */
+static bool is_published_by_another(const stq_publication *p, const char *partial, const char *name) {
+    char claimed[STQ_STEP_NAME];
+    old_name(p->step, p->run, claimed);
+    for (int attempt = 0; attempt < WAIT_ATTEMPTS; attempt++) {
+        if (is_published(p, partial, name))
+            return true;
+        if (!exists(p->folder, claimed))
+            break;
+        nanosleep(&(struct timespec){.tv_nsec = WAIT_NANOSECONDS}, NULL);
     }
-    char old[STQ_STEP_NAME];
-    stq_partial_name(p->step, p->run, old);
-    strcpy(strrchr(old, '.'), ".old");
-    if (renameat(p->folder, name, p->folder, old) != 0 || renameat(p->folder, partial, p->folder, name) != 0)
-        return stq_file_error("publish", partial, errno);
-    stq_folder_remove(p->folder, old);
-    return STQ_OK;
+    return is_published(p, partial, name);
 }
 
 static stq_status try_to_publish(const stq_publication *p, const char *partial, const char *name, bool *complete) {
@@ -224,13 +261,12 @@ stq_status stq_publish(const stq_publication *p, bool *published) {
     stq_step_name(p->step, name);
     *published = false;
     stq_status status = try_to_publish(p, partial, name, &complete);
-    /* Another rank may have been faster at any point of this. */
     if (status == STQ_OK)
         *published = complete;
     else {
         char sentence[512];
         snprintf(sentence, sizeof sentence, "%s", stq_last_error());
-        *published = is_published(p, partial, name);
+        *published = is_published_by_another(p, partial, name);
         if (!*published)
             return stq_error(status, "%s", sentence);
     }
@@ -341,8 +377,7 @@ void stq_prune(const stq_publication *p, uint32_t keep) {
     for (size_t i = keep; i < count; i++) {
         char name[STQ_STEP_NAME], old[STQ_STEP_NAME];
         stq_step_name(steps[i], name);
-        stq_partial_name(steps[i], p->run, old);
-        strcpy(strrchr(old, '.'), ".old");
+        old_name(steps[i], p->run, old);
         /* Renamed first, so that a checkpoint that is half removed is never seen. */
         if (renameat(p->folder, name, p->folder, old) == 0)
             stq_folder_remove(p->folder, old);

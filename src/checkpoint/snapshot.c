@@ -307,14 +307,12 @@ static stq_status format_header(const stq_snapshot *snapshot, char **header, uin
 }
 
 stq_status stq_snapshot_write(stq_snapshot *snapshot, int folder, const char *path, const char *name, uint64_t *bytes) {
-    char temporary[128];
     char *header;
     uint64_t header_bytes;
-    snprintf(temporary, sizeof temporary, "%s.tmp", name);
     STQ_CHECK(add_checksums(snapshot));
     STQ_CHECK(format_header(snapshot, &header, &header_bytes));
     stq_piece pieces[] = {{header, header_bytes}, {snapshot->data, snapshot->bytes}};
-    stq_status status = stq_file_make(folder, path, temporary, name, pieces, 2);
+    stq_status status = stq_file_make(folder, path, name, pieces, 2);
     free(header);
     *bytes = header_bytes + snapshot->bytes;
     return status;

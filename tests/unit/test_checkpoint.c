@@ -248,6 +248,77 @@ static void test_publish_later(void **state) {
     remove_folder(to);
 }
 
+/* Ranks that are threads of this process, or processes of the same number on other hosts, finish at the same moment. */
+static void test_publish_at_once(void **state) {
+    (void)state;
+    enum { PUBLISHERS = 4, TIMES = 100 };
+    stq_adamw_config config = model_config(STQ_POLICY_ZONES, 5.0);
+    char from[64], to[64];
+    model whole;
+    make_folder(from);
+    make_folder(to);
+    model_open(&whole, &config);
+    model_run(&whole, 0, 1);
+    stq_saver *saver = open_saver(from, 0);
+    assert_ok(model_save(&whole, saver, STEPS));
+    stq_saver_close(saver);
+    char *published_folder = text_of("%s/step-%08d", to, STEPS);
+    for (int i = 0; i < TIMES; i++) {
+        bool published;
+        int wrong = 0;
+        uint64_t run = 1000 + (uint64_t)i;
+        save_rank(&whole, from, to, 0, 2, run, &published);
+        char *partial = text_of("%s/.step-%08d.%016x.partial", to, STEPS, (unsigned)run);
+        char *part = text_of("%s/model-00001-of-00002.safetensors", partial), *aside = text_of("%s/aside", to);
+        assert_int_equal(rename(part, aside), 0);
+        save_rank(&whole, from, to, 1, 2, run, &published);
+        assert_false(published);
+        assert_int_equal(rename(aside, part), 0);
+#pragma omp parallel num_threads(PUBLISHERS) reduction(+ : wrong)
+        {
+            bool seen;
+            wrong += stq_checkpoint_publish(to, STEPS, 2, run, &seen) != STQ_OK || !seen;
+        }
+        assert_int_equal(wrong, 0);
+        assert_int_equal(count_names(published_folder), 3); /* two parts and the index */
+        assert_int_equal(access(partial, F_OK), -1);
+        assert_int_equal(file_digest(to), file_digest(from));
+        free(partial);
+        free(part);
+        free(aside);
+    }
+    free(published_folder);
+    model_close(&whole);
+    remove_folder(from);
+    remove_folder(to);
+}
+
+/* Several write one file: the last one counts, whole. */
+static void test_files_at_once(void **state) {
+    (void)state;
+    enum { WRITERS = 4, COUNT = 20000 };
+    char folder[64];
+    int wrong = 0;
+    make_folder(folder);
+    char *path = text_of("%s/x.safetensors", folder);
+#pragma omp parallel num_threads(WRITERS) reduction(+ : wrong)
+    {
+        static const int64_t shape[] = {COUNT};
+        float *values = calloc(COUNT, sizeof *values);
+        const stq_array array = stq_array_whole("x", STQ_FLOAT32, 1, shape, values);
+        for (int i = 0; i < 30; i++)
+            wrong += stq_safetensors_write(path, &array, 1, NULL, 0) != STQ_OK;
+        free(values);
+    }
+    assert_int_equal(wrong, 0);
+    assert_int_equal(count_names(folder), 1);
+    stq_checkpoint *checkpoint;
+    assert_ok(stq_checkpoint_open(&checkpoint, path));
+    stq_checkpoint_close(checkpoint);
+    free(path);
+    remove_folder(folder);
+}
+
 /* ---- The folder of a run ---- */
 
 /* --keep, leftovers of interrupted runs, the lock, a step that is saved again. */
@@ -628,6 +699,7 @@ int main(void) {
         cmocka_unit_test(test_folder),          cmocka_unit_test(test_newest_whole),
         cmocka_unit_test(test_arrays),          cmocka_unit_test(test_byte_arrays),
         cmocka_unit_test(test_torch_states),    cmocka_unit_test(test_description),
+        cmocka_unit_test(test_publish_at_once), cmocka_unit_test(test_files_at_once),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
