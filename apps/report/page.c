@@ -1,14 +1,12 @@
 #include "report/page.h"
 
-#include <errno.h>
-#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "train/utf8.h"
+#include "train/whole_file.h"
 
 // Makes room for `more` bytes and a final zero.
 static int reserve(struct page *page, size_t more) {
@@ -96,32 +94,15 @@ const char *page_integer(int64_t value, char text[32]) {
 }
 
 enum app_status page_write(const struct page *page, const char *path) {
-    char temporary[PATH_MAX];
+    struct whole_file file;
     if (page->failed) {
         return app_fail(APP_FAILED, "There is no memory for the report.");
     }
-    if (snprintf(temporary, sizeof(temporary), "%s.new", path) >= (int)sizeof(temporary)) {
-        return app_fail(APP_FAILED, "The path %s is too long.", path);
+    enum app_status status = whole_file_open(path, &file);
+    if (status == APP_OK) {
+        status = whole_file_finish(&file, fwrite(page->bytes, 1, page->count, file.stream) == page->count);
     }
-    errno = 0;
-    FILE *file = fopen(temporary, "wb");
-    const int written = file && fwrite(page->bytes, 1, page->count, file) == page->count && fflush(file) == 0;
-    int reason = errno;
-    if (file && fclose(file) != 0 && written) {
-        reason = errno;
-        unlink(temporary);
-        return app_fail(APP_FAILED, "Writing %s failed: %s; free some space or choose another file.", path,
-                        strerror(reason));
-    }
-    if (!written || rename(temporary, path) != 0) {
-        reason = written ? errno : reason;
-        if (file) {
-            unlink(temporary);
-        }
-        return app_fail(APP_FAILED, "Writing %s failed: %s; free some space or choose another file.", path,
-                        strerror(reason));
-    }
-    return APP_OK;
+    return status;
 }
 
 void page_release(struct page *page) {

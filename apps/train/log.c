@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "train/whole_file.h"
+
 struct log {
     int file;
     off_t length; // of the whole lines written
@@ -107,24 +109,13 @@ enum app_status log_close(struct log *log) {
 json_t *log_number(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
 enum app_status log_write_file(const char *path, json_t *object) {
-    char temporary[PATH_MAX];
-    if (snprintf(temporary, sizeof(temporary), "%s.new", path) >= (int)sizeof(temporary)) {
-        json_decref(object);
-        return app_fail(APP_FAILED, "The path %s is too long.", path);
+    struct whole_file file;
+    enum app_status status = whole_file_open(path, &file);
+    if (status == APP_OK) {
+        const int written = object && json_dumpf(object, file.stream, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0 &&
+                            fputc('\n', file.stream) != EOF;
+        status = whole_file_finish(&file, written);
     }
-    errno = 0;
-    FILE *file = fopen(temporary, "w");
-    int written = file && object && json_dumpf(object, file, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0 &&
-                  fputc('\n', file) != EOF && fflush(file) == 0;
-    int closed = file && fclose(file) == 0;
     json_decref(object);
-    if (!written || !closed || rename(temporary, path) != 0) {
-        enum app_status status =
-            app_fail(APP_FAILED, "Cannot write %s: %s.", path, errno ? strerror(errno) : "there is no memory for it");
-        if (file) {
-            unlink(temporary);
-        }
-        return status;
-    }
-    return APP_OK;
+    return status;
 }

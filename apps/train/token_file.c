@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
+
+#include "train/whole_file.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "Token files are mapped as they are, and their numbers are little-endian."
@@ -150,17 +151,10 @@ void token_file_close(struct token_file *file) {
 }
 
 struct token_writer {
-    FILE *file;
+    struct whole_file file;
     struct header header;
     int32_t end; // token that ends a document
-    char path[PATH_MAX];
-    char temporary[PATH_MAX];
 };
-
-static enum app_status write_failed(const struct token_writer *writer, int reason) {
-    return app_fail(APP_FAILED, "Writing %s failed: %s; free some space or choose another --output.", writer->path,
-                    strerror(reason));
-}
 
 // Header (still without counts), merges and the gap up to the tokens.
 static int write_start(struct token_writer *writer, const struct merge *merges) {
@@ -168,8 +162,9 @@ static int write_start(struct token_writer *writer, const struct merge *merges) 
     const struct header *header = &writer->header;
     const size_t count = (size_t)header->merges;
     const size_t gap = (size_t)header->tokens_at - sizeof(*header) - count * sizeof(*merges);
-    return fwrite(header, sizeof(*header), 1, writer->file) == 1 &&
-           fwrite(merges, sizeof(*merges), count, writer->file) == count && fwrite(zeros, 1, gap, writer->file) == gap;
+    FILE *stream = writer->file.stream;
+    return fwrite(header, sizeof(*header), 1, stream) == 1 && fwrite(merges, sizeof(*merges), count, stream) == count &&
+           fwrite(zeros, 1, gap, stream) == gap;
 }
 
 enum app_status token_writer_open(const char *path, const struct tokenizer *tokenizer, struct token_writer **result) {
@@ -178,10 +173,10 @@ enum app_status token_writer_open(const char *path, const struct tokenizer *toke
     if (!writer) {
         return app_fail(APP_FAILED, "There is no memory for writing %s.", path);
     }
-    if (snprintf(writer->path, sizeof(writer->path), "%s", path) >= PATH_MAX ||
-        snprintf(writer->temporary, sizeof(writer->temporary), "%s.new", path) >= PATH_MAX) {
+    enum app_status status = whole_file_open(path, &writer->file);
+    if (status != APP_OK) {
         free(writer);
-        return app_fail(APP_FAILED, "The path of --output is too long.");
+        return status;
     }
     const int64_t vocabulary = tokenizer_vocabulary(tokenizer), merges = vocabulary - TOKENIZER_BYTES - 1;
     const struct merge *list = tokenizer_merges(tokenizer);
@@ -192,14 +187,8 @@ enum app_status token_writer_open(const char *path, const struct tokenizer *toke
                                      .tokens_at = tokens_offset(merges),
                                      .merges_crc = checksum(0, list, (size_t)merges * sizeof(*list))};
     memcpy(writer->header.magic, magic, sizeof(magic));
-    writer->file = fopen(writer->temporary, "wb");
-    if (!writer->file) {
-        enum app_status status = app_fail(APP_FAILED, "Cannot write %s: %s.", writer->temporary, strerror(errno));
-        free(writer);
-        return status;
-    }
     if (!write_start(writer, list)) {
-        enum app_status status = write_failed(writer, errno);
+        status = whole_file_failed(&writer->file, errno);
         token_writer_abandon(writer);
         return status;
     }
@@ -217,8 +206,8 @@ static enum app_status write_some(struct token_writer *writer, const int32_t *to
         }
         bytes = narrow;
     }
-    if (fwrite(bytes, writer->header.token_bytes, count, writer->file) != count) {
-        return write_failed(writer, errno);
+    if (fwrite(bytes, writer->header.token_bytes, count, writer->file.stream) != count) {
+        return whole_file_failed(&writer->file, errno);
     }
     writer->header.tokens_crc = checksum(writer->header.tokens_crc, bytes, count * writer->header.token_bytes);
     writer->header.count += (int64_t)count;
@@ -241,32 +230,16 @@ enum app_status token_writer_add(struct token_writer *writer, const int32_t *tok
 enum app_status token_writer_finish(struct token_writer *writer) {
     struct header *header = &writer->header;
     header->header_crc = checksum(0, header, offsetof(struct header, header_crc));
-    int written = fseeko(writer->file, 0, SEEK_SET) == 0 && fwrite(header, sizeof(*header), 1, writer->file) == 1 &&
-                  fflush(writer->file) == 0 && fsync(fileno(writer->file)) == 0;
-    const int reason = errno;
-    FILE *file = writer->file;
-    writer->file = NULL;
-    enum app_status status = written ? APP_OK : write_failed(writer, reason);
-    if (fclose(file) != 0 && status == APP_OK) {
-        status = write_failed(writer, errno);
-    }
-    if (status == APP_OK && rename(writer->temporary, writer->path) != 0) {
-        status = app_fail(APP_FAILED, "Cannot write %s: %s.", writer->path, strerror(errno));
-    }
-    if (status != APP_OK) {
-        token_writer_abandon(writer);
-        return status;
-    }
+    FILE *stream = writer->file.stream;
+    const int written = fseeko(stream, 0, SEEK_SET) == 0 && fwrite(header, sizeof(*header), 1, stream) == 1;
+    enum app_status status = whole_file_finish(&writer->file, written);
     free(writer);
-    return APP_OK;
+    return status;
 }
 
 void token_writer_abandon(struct token_writer *writer) {
     if (writer) {
-        if (writer->file) {
-            fclose(writer->file);
-        }
-        unlink(writer->temporary);
+        whole_file_abandon(&writer->file);
         free(writer);
     }
 }
