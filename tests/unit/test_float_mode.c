@@ -6,7 +6,7 @@
 
 #include "hostile_mode.h"
 #include "quant/convert.h"
-#include "score/sums.h"
+#include "score/power.h"
 
 enum { THREADS = 4, ROWS = 700, COLS = 300, COUNT = ROWS * COLS };
 
@@ -60,12 +60,27 @@ static void test_factors(void **state) {
     }
 }
 
+/* As a GPU's factors are finished, whatever mode the host has then. */
+static void test_finished_factors(void **state) {
+    (void)state;
+    const stq_tensor tensor = stq_tensor_whole("flushed", ROWS, COLS);
+    const stq_moment_sums sums = {.squares = 1e-82, .fourths = 1e-168, .largest_bits = 5000};
+    const stq_row_statistics rows = {.near_zero = 7, .squares = 123456789, .roots = 7654321};
+    stq_factors usual = stq_score_finish(&tensor, &sums, &rows, 3e8, 5e8, 1 / 3.0);
+    become_hostile();
+    stq_factors hostile = stq_score_finish(&tensor, &sums, &rows, 3e8, 5e8, 1 / 3.0);
+    become_usual();
+    assert_true(usual.sharpness > 0);
+    assert_memory_equal(&usual, &hostile, sizeof usual);
+}
+
 enum { TENSORS = 3, STEPS = 4, LENGTH = 3 * COUNT };
 
 /* What a run leaves behind. */
 typedef struct outcome {
     float parameters[LENGTH];
     double norms[STEPS];
+    stq_factors factors[TENSORS];
     uint64_t digest;
 } outcome;
 
@@ -101,6 +116,11 @@ static void make_gradients(uint32_t step) {
 }
 
 static void finish(const stq_adamw *optimizer, outcome *result) {
+    for (size_t i = 0; i < TENSORS; i++) {
+        stq_tensor_info info;
+        assert_int_equal(stq_adamw_tensor(optimizer, i, &info), STQ_OK);
+        result->factors[i] = info.factors;
+    }
     assert_int_equal(stq_adamw_digest(optimizer, &result->digest), STQ_OK);
 }
 
@@ -131,8 +151,8 @@ static void run_optimizer(outcome *result, bool hostile) {
         stq_step step = {.size = sizeof step,
                          .parameters = parameters,
                          .gradients = pointers,
-                         .unscale = 0x1p10,
-                         .max_gradient_norm = 0x1p-118};
+                         .unscale = 0x1p120,
+                         .max_gradient_norm = 1};
         stq_step_result done;
         make_gradients(t);
         if (hostile)
@@ -185,6 +205,7 @@ static void compare(void (*run)(outcome *result, bool hostile)) {
     for (int t = 0; t < STEPS; t++)
         assert_true(usual_outcome.norms[t] > 0);
     assert_memory_equal(usual_outcome.norms, hostile_outcome.norms, sizeof usual_outcome.norms);
+    assert_memory_equal(usual_outcome.factors, hostile_outcome.factors, sizeof usual_outcome.factors);
     assert_memory_equal(usual_outcome.parameters, hostile_outcome.parameters, sizeof usual_outcome.parameters);
     assert_true(usual_outcome.digest == hostile_outcome.digest);
 }
@@ -202,6 +223,7 @@ static void test_sharded_steps(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_factors),
+        cmocka_unit_test(test_finished_factors),
         cmocka_unit_test(test_steps),
         cmocka_unit_test(test_sharded_steps),
     };
