@@ -245,7 +245,7 @@ static __device__ __forceinline__ chunk_grid chunks_of(const stq_item *item) {
     grid.width = ((item->cols + grid.chunks - 1) / grid.chunks + EIGHT - 1) / EIGHT * EIGHT;
     grid.height = STQ_SEGMENT / grid.width;
     grid.units = grid.chunks * ((item->rows + grid.height - 1) / grid.height);
-    grid.blocks = (item->count + STQ_SEGMENT - 1) / STQ_SEGMENT;
+    grid.blocks = stq_segment_count(item->count);
     return grid;
 }
 

@@ -11,12 +11,6 @@
 
 #include "quant/layout.h"
 
-#ifdef __CUDACC__
-#define STQ_INLINE static __host__ __device__ __forceinline__
-#else
-#define STQ_INLINE static inline
-#endif
-
 #define STQ_LARGEST_FLOAT_BITS 0x7f7fffffu
 #define STQ_ONE_BITS 0x3f800000u
 

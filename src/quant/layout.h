@@ -8,6 +8,13 @@
 #include <assert.h>
 #include <stquant/quant.h>
 
+/* Functions that host and device code call. */
+#ifdef __CUDACC__
+#define STQ_INLINE static __host__ __device__ __forceinline__
+#else
+#define STQ_INLINE static inline
+#endif
+
 /* Elements in one segment: the unit of reproducible sums, of work lists and of shards. A multiple of STQ_BLOCK. */
 #define STQ_SEGMENT 65536
 
@@ -22,7 +29,7 @@ enum { STQ_LOWEST_BITS = 2, STQ_HIGHEST_BITS = 8 };
 static inline bool stq_is_coded(uint32_t bits) { return bits >= STQ_LOWEST_BITS && bits <= STQ_HIGHEST_BITS; }
 
 /* Segments that `count` elements take. */
-static inline int64_t stq_segment_count(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
+STQ_INLINE int64_t stq_segment_count(int64_t count) { return (count + STQ_SEGMENT - 1) / STQ_SEGMENT; }
 
 /* Plane `plane` (0 = base) of a state. */
 static inline uint8_t *stq_plane(const stq_planes *planes, uint32_t plane) {
