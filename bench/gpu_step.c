@@ -246,13 +246,10 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 2; i++) {
         if (strcmp(list, "both") && strcmp(list, models[i].name))
             continue;
-        if (only_m) {
-            bench(csv, device.name, copy, &models[i], only_m, only_v, STQ_BFLOAT16);
-            continue;
-        }
-        for (int w = 0; w < (quick ? 2 : 6); w++)
-            bench(csv, device.name, copy, &models[i], widths[w][0], widths[w][1], STQ_BFLOAT16);
-        bench(csv, device.name, copy, &models[i], 5, 5, STQ_FLOAT32);
+        for (int half = 1; half >= 0; half--)
+            for (int w = 0; w < (only_m ? 1 : quick ? 2 : 6); w++)
+                bench(csv, device.name, copy, &models[i], only_m ? only_m : widths[w][0],
+                      only_m ? only_v : widths[w][1], half ? STQ_BFLOAT16 : STQ_FLOAT32);
     }
     if (csv)
         fclose(csv);

@@ -163,12 +163,19 @@ static __device__ __forceinline__ void plain_fetch(char *stage, const plain_sour
     plain_copy(stage + bytes_g + bytes_p + lane * 16, source.plane, source.plane_stride != 0);
 }
 
+/* The codes out of a pair plane's 2 bytes: a nibble of the selector becomes a byte, because byte n of the table is n.
+ */
+static __device__ __forceinline__ stq_words plain_words_from_pairs(uint32_t pairs) {
+    stq_words words = {__byte_perm(0x03020100u, 0, pairs & 0x3333u), __byte_perm(0x03020100u, 0, pairs >> 2 & 0x3333u)};
+    return words;
+}
+
 /* A lane's codes out of the planes of a row in shared memory. `base` and `bit` are the state's planes there. */
 template <plain_range RANGE>
 static __device__ __forceinline__ stq_words plain_unpack(const char *base, const char *bit, uint32_t bits,
                                                          uint32_t lane) {
     const uint8_t *byte = (const uint8_t *)bit + lane;
-    stq_words words = plain_is_pair<RANGE>(bits) ? stq_words_from_pairs(((const uint16_t *)base)[lane])
+    stq_words words = plain_is_pair<RANGE>(bits) ? plain_words_from_pairs(((const uint16_t *)base)[lane])
                                                  : stq_words_from_nibbles(((const uint32_t *)base)[lane]);
     uint32_t extra = plain_extra<RANGE>(bits);
     if (extra > 0)
@@ -228,10 +235,19 @@ static __device__ __forceinline__ void plain_keep(uint32_t &value) { asm volatil
 #endif
 
 /* m of up to 5 bits: each lane holds one level, signed and relative to the scale, and gives it to whoever has its code.
- * The shuffle ignores all but the code's 5 bits. Wider m: the code's bits are put in place as those of t / 2. */
+ * The shuffle ignores all but the code's 5 bits; at 2 and 3 bits all but 4, so that each block's lanes may hold levels
+ * times the block's scale. Wider m: the code's bits are put in place as those of t / 2. */
 template <plain_range RANGE>
 static __device__ __forceinline__ void plain_decode_m(float *m, stq_words codes, uint32_t bits, float level,
                                                       float scale) {
+    if (RANGE == PLAIN_PAIRS) {
+        float value = level * scale;
+#pragma unroll
+        for (int k = 0; k < STQ_LANE_VALUES; k++)
+            m[k] =
+                __shfl_sync(STQ_ALL_LANES, value, (k & 1 ? codes.odd : codes.even) >> (8 * (k / 2)), STQ_BLOCK_LANES);
+        return;
+    }
     if (RANGE != PLAIN_ANY || bits <= 5) {
 #pragma unroll
         for (int k = 0; k < STQ_LANE_VALUES; k++)
@@ -385,8 +401,17 @@ static __device__ __forceinline__ stq_words plain_encode_m(const float *m, uint3
     return general_codes_m(copy, STQ_LANE_VALUES, bits).codes;
 }
 
-/* Codes of v on a lattice whose shift is 16 to 23, all values between its first and last node. The sum of the codes in
- * their bytes is made before `low` is taken off: the same modulo 2^32. */
+/* Two numbers below 2^15 less `below`, or 0 where that is negative, in the halves of a word. */
+static __device__ __forceinline__ uint32_t plain_pair_above(uint32_t first, uint32_t second, uint32_t below) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900 /* no instruction for two halves */
+    return (max(second, below) << 16) + max(first, below) - below * 0x10001u;
+#else
+    return __viaddmax_s16x2((second << 16) + first, (0u - below & 0xffffu) * 0x10001u, 0);
+#endif
+}
+
+/* Codes of v on a lattice whose shift is 16 to 23. Whatever the random number, a value below the lattice comes to its
+ * first node at most, and counts as that. */
 static __device__ __forceinline__ stq_words plain_codes_v(const float *v, uint32_t low, uint32_t shift, uint32_t key,
                                                           uint32_t offset) {
     uint32_t factor = plain_factor(shift - 16);
@@ -397,27 +422,30 @@ static __device__ __forceinline__ stq_words plain_codes_v(const float *v, uint32
         x[2 * i] = ((pair & 0xffffu) * factor + stq_float_bits(v[2 * i])) >> shift;
         x[2 * i + 1] = ((pair >> 16) * factor + stq_float_bits(v[2 * i + 1])) >> shift;
     }
-    uint32_t below = stq_four(low >> shift);
-    stq_words codes = {((x[6] * 256 + x[4]) * 256 + x[2]) * 256 + x[0] - below,
-                       ((x[7] * 256 + x[5]) * 256 + x[3]) * 256 + x[1] - below};
+    uint32_t below = low >> shift;
+    stq_words codes = {__byte_perm(plain_pair_above(x[0], x[2], below), plain_pair_above(x[4], x[6], below), 0x6420),
+                       __byte_perm(plain_pair_above(x[1], x[3], below), plain_pair_above(x[5], x[7], below), 0x6420)};
     return codes;
 }
 
-/* The same for any shift from 16 on: cells wider than an octave round by comparing with a number of 24 random bits. */
-static __device__ __forceinline__ stq_words plain_codes_v_wide(const float *v, uint32_t low, uint32_t shift,
-                                                               uint32_t key, uint32_t in_block, uint32_t offset) {
-    stq_words narrow = plain_codes_v(v, low, shift < 23 ? shift : 23, key, offset);
-    uint32_t factor = plain_factor(shift);
-    uint32_t codes[STQ_LANE_VALUES];
+/* The same where cells are two octaves wide, at 2 bits: nodes are floats whose lower 24 bits are 0, powers of 2. A
+ * random number of 24 bits is compared with the position in the cell, which is three times its lower node wide; factors
+ * that are powers of 2 round nothing. Byte 3 of a value's bits, counted up if it rounds up, is its code above that of
+ * `low`.
+ */
+static __device__ __forceinline__ stq_words plain_codes_v_wide(const float *v, uint32_t low, uint32_t key,
+                                                               uint32_t in_block) {
+    float x[STQ_LANE_VALUES];
 #pragma unroll
     for (int k = 0; k < STQ_LANE_VALUES; k++) {
-        uint32_t code = (stq_float_bits(v[k]) - low) >> shift;
-        uint32_t node = code * factor + low;
-        float below = stq_bits_float(node), above = stq_bits_float(node + factor);
-        float random = (float)stq_random_wide(key, in_block + k) * (1.0f / 16777216.0f);
-        codes[k] = code + (v[k] - below > random * (above - below));
+        float value = fmaxf(v[k], stq_bits_float(low));
+        float node = stq_bits_float(stq_float_bits(value) & 0xff000000u);
+        float random = (float)(stq_random_wide(key, in_block + k) << 8) * (3.0f / 4294967296.0f);
+        x[k] = stq_bits_float(stq_float_bits(value) + (value - node > random * node ? 1u << 24 : 0));
     }
-    return shift <= 23 ? narrow : stq_words_of(codes);
+    uint32_t below = stq_four(low >> 24);
+    stq_words codes = {plain_bytes(x, 3) - below, plain_bytes(x + 1, 3) - below};
+    return codes;
 }
 
 /* What a lane knows about its warp, and keeps from row to row. */
@@ -444,10 +472,10 @@ static __device__ __forceinline__ uint32_t plain_in_block(uint32_t lane) {
 /*
  * Finds the block's new lattice and the codes of v. Lane j of a block tries shift j mod 8; the finest that fits is the
  * reference's. `largest` and `smallest` are the block's; the lower 16 bits of `smallest` are cut off, which changes no
- * `low`. `ordinary`: no value is 0 or near the ends of the range, so that the reach does not end below 0. Values below
- * the lattice are raised to it, in place.
+ * `low`. `ordinary`: no value is 0 or near the ends of the range, so that the reach does not end below 0.
  */
-static __device__ __forceinline__ general_codes plain_encode_v(float *v, const plain_warp &warp, uint32_t bits,
+template <plain_range RANGE>
+static __device__ __forceinline__ general_codes plain_encode_v(const float *v, const plain_warp &warp, uint32_t bits,
                                                                uint32_t largest, uint32_t smallest, bool ordinary,
                                                                uint32_t key) {
     uint32_t candidate = max(smallest, largest - stq_v_reach(bits, 0)) & warp.v_grain;
@@ -459,16 +487,14 @@ static __device__ __forceinline__ general_codes plain_encode_v(float *v, const p
     ordinary = ordinary && fits != 0 && shift >= 16;
     if (__all_sync(STQ_ALL_LANES, ordinary)) {
         general_codes result;
-        if (__any_sync(STQ_ALL_LANES, smallest < low)) {
-#pragma unroll
-            for (int k = 0; k < STQ_LANE_VALUES; k++)
-                v[k] = fmaxf(v[k], stq_bits_float(low));
-        }
         result.word = low >> 15 | (chosen & 7) << 1 | 1;
-        if (__all_sync(STQ_ALL_LANES, shift <= 23))
-            result.codes = plain_codes_v(v, low, shift, key, warp.offset);
-        else
-            result.codes = plain_codes_v_wide(v, low, shift, key, plain_in_block(warp.lane), warp.offset);
+        bool wide = shift > 23;
+        if (RANGE == PLAIN_NIBBLES || bits != 2 || !__all_sync(STQ_ALL_LANES, wide))
+            result.codes = plain_codes_v(v, low, wide ? 23 : shift, key, warp.offset);
+        if (RANGE != PLAIN_NIBBLES && bits == 2 && __any_sync(STQ_ALL_LANES, wide)) {
+            stq_words codes = plain_codes_v_wide(v, low, key, plain_in_block(warp.lane));
+            result.codes = wide ? codes : result.codes;
+        }
         return result;
     }
     float copy[STQ_LANE_VALUES];
@@ -557,7 +583,7 @@ static __device__ __forceinline__ void plain_row(plain_warp &warp, const stq_coe
     plain_pack<RANGE>(base_m, bit_m, warp.m_bits, warp.lane, plain_encode_m(m, warp.m_bits, found.largest_m, new_m));
     uint32_t key = __shfl_sync(STQ_ALL_LANES, warp.keys, holder);
     general_codes result =
-        plain_encode_v(v, warp, warp.v_bits, stq_block_max(found.largest_v), ~both << 16, ordinary_v, key);
+        plain_encode_v<RANGE>(v, warp, warp.v_bits, stq_block_max(found.largest_v), ~both << 16, ordinary_v, key);
     plain_pack<RANGE>(base_v, bit_v, warp.v_bits, warp.lane, result.codes);
     uint32_t place = warp.lane % STQ_BLOCK_LANES;
     warp.new_words = place == row ? new_m : place == row + STQ_WARP_ROWS ? result.word : warp.new_words;

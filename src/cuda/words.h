@@ -20,18 +20,6 @@ STQ_INLINE stq_words stq_words_from_nibbles(uint32_t nibbles) {
     return words;
 }
 
-/* Two bits at 4 j go to 8 j. */
-STQ_INLINE uint32_t stq_spread_pairs(uint32_t x) {
-    x = (x | x << 8) & 0x00330033u;
-    return (x | x << 4) & 0x03030303u;
-}
-
-/* The codes out of a pair plane's 2 bytes. */
-STQ_INLINE stq_words stq_words_from_pairs(uint32_t pairs) {
-    stq_words words = {stq_spread_pairs(pairs & 0x3333u), stq_spread_pairs(pairs >> 2 & 0x3333u)};
-    return words;
-}
-
 /* Appends one bit to each code: the byte of a bit plane that belongs to the 8 values. The multiplication puts bit 2 j
  * at 8 j; what it puts elsewhere is masked off, and no sum carries into a wanted place. */
 STQ_INLINE stq_words stq_words_append(stq_words words, uint32_t plane_byte) {

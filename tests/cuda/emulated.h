@@ -43,6 +43,11 @@ extern int emulated_error;
 /* Gives every lane of the warp all lanes' values, and checks that they are at the same `place`. */
 const uint64_t *emulated_exchange(uint64_t value, int place);
 
+/* The lane that a shuffle reads, of the `width` neighbouring ones to which its own belongs. */
+static inline uint32_t emulated_lane(uint32_t lane, uint32_t width = 32) {
+    return (threadIdx.x & 31 & ~(width - 1)) | (lane & (width - 1));
+}
+
 template <class T> static inline uint64_t emulated_bits(T value) {
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof value);
@@ -55,8 +60,8 @@ template <class T> static inline T emulated_value(uint64_t bits) {
     return value;
 }
 
-#define __shfl_sync(mask, value, lane) \
-    emulated_value<decltype(value)>(emulated_exchange(emulated_bits(value), __LINE__)[(lane)&31])
+#define __shfl_sync(mask, value, ...) \
+    emulated_value<decltype(value)>(emulated_exchange(emulated_bits(value), __LINE__)[emulated_lane(__VA_ARGS__)])
 #define __shfl_xor_sync(mask, value, step) \
     emulated_value<decltype(value)>(emulated_exchange(emulated_bits(value), __LINE__)[(threadIdx.x ^ (step)) & 31])
 #define __syncwarp() ((void)emulated_exchange(0, __LINE__))
@@ -78,6 +83,14 @@ static inline uint32_t __vimax3_u32(uint32_t a, uint32_t b, uint32_t c) { return
 static inline uint32_t __vimin3_u32(uint32_t a, uint32_t b, uint32_t c) { return min(min(a, b), c); }
 static inline uint32_t __vmaxu2(uint32_t a, uint32_t b) {
     return max(a >> 16, b >> 16) << 16 | max(a & 0xffffu, b & 0xffffu);
+}
+static inline uint32_t __viaddmax_s16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t result = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        int16_t sum = (int16_t)((a >> shift) + (b >> shift)), other = (int16_t)(c >> shift);
+        result |= (uint32_t)(uint16_t)(sum > other ? sum : other) << shift;
+    }
+    return result;
 }
 static inline int __ffs(uint32_t x) { return __builtin_ffs((int)x); }
 
