@@ -44,7 +44,7 @@ typedef struct stq_adamw_config {
     double error_compensation; /**< alpha in [0, 1]: share of the first moment's rounding error that is applied to the
                                     parameter at once; default 0 */
     int64_t exempt_below; /**< tensors with fewer global elements keep float32 states, as 1-D ones do; default 4096 */
-    const stq_allocator *allocator; /**< memory for states; copied; NULL = the C library's */
+    const stq_allocator *allocator; /**< memory for states; copied; NULL = the library's own */
     int threads;                    /**< OpenMP threads, 0 = all; the results do not depend on it */
     stq_device device;              /**< where everything is; default STQ_DEVICE_CPU */
     int device_index;   /**< which GPU, as the CUDA runtime counts them; default 0. Calls that work on it make it the

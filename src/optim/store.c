@@ -9,6 +9,11 @@
 
 enum { ALIGNMENT = 64 };
 
+/* Kinds of memory: the arena, and of either state what a change of widths makes or frees for many tensors at once, so
+ * that whole pages come and go. */
+enum { ARENA, NARROW_BASE, WIDE_BASE, FIRST_BIT, SHARED = FIRST_BIT + 4, KINDS_OF_STATE = SHARED };
+_Static_assert(1 + 2 * KINDS_OF_STATE == STQ_POOL_KINDS, "memory.h counts the kinds");
+
 /* Arena bytes of one state of `count` values. */
 static uint64_t arena_share(int64_t count, bool exempt) {
     if (exempt)
@@ -42,7 +47,7 @@ stq_status stq_store_open(stq_store *store, const bool *exempt) {
     store->global_bytes = store->global_fixed;
     stq_pool_charge_record(&store->pool, store->record_bytes);
     store->arena_bytes = arena_size(store, exempt);
-    STQ_CHECK(stq_pool_allocate(&store->pool, store->arena_bytes, &store->arena));
+    STQ_CHECK(stq_pool_allocate(&store->pool, ARENA, store->arena_bytes, &store->arena));
     uint8_t *next = store->arena;
     for (size_t i = 0; i < store->count; i++) {
         for (int state = 0; state < 2; state++) {
@@ -78,6 +83,13 @@ static uint64_t piece_bytes(const stq_item *item, int64_t count, uint32_t bits, 
     return stq_plane_bytes(count, bits, k);
 }
 
+/* Kind of plane k. */
+static uint32_t kind_of(int state, uint32_t bits, uint32_t k) {
+    uint32_t base = stq_plane_bytes(STQ_BLOCK, bits, 0) == stq_plane_bytes(STQ_BLOCK, 2, 0) ? NARROW_BASE : WIDE_BASE;
+    uint32_t kind = stq_is_shared(bits) ? SHARED : k == 0 ? base : FIRST_BIT + k - 1;
+    return kind + (state == STQ_SECOND_MOMENT ? KINDS_OF_STATE : 0);
+}
+
 /* True if plane k of a state at `from` bits serves at `to` bits too: bit planes always, base planes of the same kind.
  */
 static bool plane_stays(uint32_t from, uint32_t to, uint32_t k, int64_t count) {
@@ -96,24 +108,26 @@ static uint64_t growth(const stq_store *store, size_t index, uint32_t from, uint
     return bytes;
 }
 
-static void release_difference(stq_store *store, const stq_item *item, const stq_planes *planes,
+static void release_difference(stq_store *store, const stq_item *item, int state, const stq_planes *planes,
                                const stq_planes *kept) {
     for (uint32_t k = 0; pooled(planes->bits) && k < pieces(planes->bits); k++)
         if (stq_plane(planes, k) != NULL && (kept == NULL || stq_plane(planes, k) != stq_plane(kept, k)))
-            stq_pool_release(&store->pool, stq_plane(planes, k), piece_bytes(item, item->count, planes->bits, k));
+            stq_pool_release(&store->pool, kind_of(state, planes->bits, k), stq_plane(planes, k),
+                             piece_bytes(item, item->count, planes->bits, k));
 }
 
 /* Builds out-planes of `bits`; on failure releases what it allocated and leaves *out alone. */
-static stq_status allocate_planes(stq_store *store, const stq_item *item, const stq_planes *in, stq_planes *out,
-                                  uint32_t bits) {
+static stq_status allocate_planes(stq_store *store, const stq_item *item, int state, const stq_planes *in,
+                                  stq_planes *out, uint32_t bits) {
     stq_planes planes = {.scales = out->scales, .bits = bits};
     for (uint32_t k = 0; k < pieces(bits); k++) {
         void *pointer = plane_stays(in->bits, bits, k, item->count) ? stq_plane(in, k) : NULL;
         stq_status status = STQ_OK;
         if (pointer == NULL)
-            status = stq_pool_allocate(&store->pool, piece_bytes(item, item->count, bits, k), &pointer);
+            status = stq_pool_allocate(&store->pool, kind_of(state, bits, k), piece_bytes(item, item->count, bits, k),
+                                       &pointer);
         if (status != STQ_OK) {
-            release_difference(store, item, &planes, in);
+            release_difference(store, item, state, &planes, in);
             return status;
         }
         set_plane(&planes, k, pointer);
@@ -138,7 +152,7 @@ static stq_status begin_state(stq_store *store, size_t index, int state, uint32_
     uint64_t more = growth(store, index, in->bits, target);
     if (!first && store->global_cap != 0 && store->global_bytes + more > store->global_cap)
         return STQ_OK;
-    stq_status status = allocate_planes(store, &store->items[index], in, out, target);
+    stq_status status = allocate_planes(store, &store->items[index], state, in, out, target);
     if (status == STQ_OK)
         store->global_bytes += more;
     return first ? status : STQ_OK;
@@ -205,7 +219,7 @@ void stq_store_settle(stq_store *store, size_t index, int state) {
     const stq_planes *out = out_planes(store, index, state);
     if (in->bits == out->bits)
         return; /* nothing moves within a width, and lists may be long */
-    release_difference(store, &store->items[index], in, out);
+    release_difference(store, &store->items[index], state, in, out);
     count_freed(store, index, in->bits, out->bits);
     *in = *out;
 }
@@ -214,6 +228,7 @@ void stq_store_commit(stq_store *store) {
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++)
             stq_store_settle(store, i, state);
+    stq_pool_trim(&store->pool);
 }
 
 void stq_store_revert(stq_store *store) {
@@ -223,7 +238,7 @@ void stq_store_revert(stq_store *store) {
             stq_planes *out = out_planes(store, i, state);
             if (in->bits == out->bits)
                 continue;
-            release_difference(store, &store->items[i], out, in);
+            release_difference(store, &store->items[i], state, out, in);
             count_freed(store, i, out->bits, in->bits);
             if (in->bits != 0) {
                 *out = *in;
@@ -233,13 +248,14 @@ void stq_store_revert(stq_store *store) {
                 out->bits = 0;
             }
         }
+    stq_pool_trim(&store->pool);
 }
 
 /* No state: only the arena's pointers stay. */
 static void clear_state(stq_store *store, size_t index, int state) {
     stq_planes *in = stq_store_planes(store, index, state);
     stq_planes *out = out_planes(store, index, state);
-    release_difference(store, &store->items[index], in, NULL);
+    release_difference(store, &store->items[index], state, in, NULL);
     count_freed(store, index, in->bits, 0);
     *out =
         pooled(in->bits) ? (stq_planes){.scales = in->scales} : (stq_planes){.base = out->base, .scales = out->scales};
@@ -263,9 +279,8 @@ static void clear_all(stq_store *store) {
             clear_state(store, i, state);
 }
 
-stq_status stq_store_set_widths(stq_store *store, const uint8_t (*widths)[2]) {
-    STQ_CHECK(check_room(store, widths));
-    clear_all(store);
+/* Of states that are clear. */
+static stq_status begin_all(stq_store *store, const uint8_t (*widths)[2]) {
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++) {
             stq_status status = widths[i][state] == 0 ? STQ_OK : begin_state(store, i, state, widths[i][state]);
@@ -281,10 +296,19 @@ stq_status stq_store_set_widths(stq_store *store, const uint8_t (*widths)[2]) {
     return STQ_OK;
 }
 
+stq_status stq_store_set_widths(stq_store *store, const uint8_t (*widths)[2]) {
+    STQ_CHECK(check_room(store, widths));
+    clear_all(store);
+    stq_status status = begin_all(store, widths);
+    stq_pool_trim(&store->pool);
+    return status;
+}
+
 void stq_store_close(stq_store *store) {
     for (size_t i = 0; i < store->count; i++)
         for (int state = 0; state < 2; state++)
-            release_difference(store, &store->items[i], stq_store_planes(store, i, state), NULL);
-    stq_pool_release(&store->pool, store->arena, store->arena_bytes);
+            release_difference(store, &store->items[i], state, stq_store_planes(store, i, state), NULL);
+    stq_pool_release(&store->pool, ARENA, store->arena, store->arena_bytes);
+    stq_pool_trim(&store->pool);
     store->arena = NULL;
 }

@@ -1,13 +1,16 @@
 /*
  * test_step_memory.c - a step needs no scratch memory that grows with the tensors: every call of malloc and its kin in
  * this process is counted. Steps at constant widths allocate nothing at all; a transition takes the planes of the new
- * widths from the optimizer's allocator, and nothing else. Only second moments that are shared need scratch: a step
- * without it changes nothing.
+ * widths from the optimizer's allocator, and nothing else. Calls for pages, which the library's own memory makes, are
+ * counted likewise. Only second moments that are shared need scratch: a step without it changes nothing.
  */
 #include "testing.h"
 
 #include <limits.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* Under a sanitizer malloc is the sanitizer's. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -19,6 +22,8 @@
 #endif
 
 static atomic_llong calls, bytes_asked, most_allowed = LLONG_MAX;
+static atomic_llong page_calls; /* mmap, munmap, madvise */
+static atomic_bool no_pages;    /* mmap fails */
 
 #if COUNTS_CALLS
 void *__libc_malloc(size_t bytes);
@@ -54,6 +59,24 @@ void *aligned_alloc(size_t alignment, size_t bytes) {
 int posix_memalign(void **pointer, size_t alignment, size_t bytes) {
     *pointer = aligned_alloc(alignment, bytes);
     return *pointer == NULL && bytes != 0 ? 12 : 0; /* ENOMEM */
+}
+
+/* The C library itself does not call these by their names. */
+void *mmap(void *place, size_t bytes, int protection, int flags, int file, off_t offset) {
+    atomic_fetch_add(&page_calls, 1);
+    if (atomic_load(&no_pages))
+        return MAP_FAILED;
+    return (void *)syscall(SYS_mmap, place, bytes, protection, flags, file, offset);
+}
+
+int munmap(void *place, size_t bytes) {
+    atomic_fetch_add(&page_calls, 1);
+    return (int)syscall(SYS_munmap, place, bytes);
+}
+
+int madvise(void *place, size_t bytes, int advice) {
+    atomic_fetch_add(&page_calls, 1);
+    return (int)syscall(SYS_madvise, place, bytes, advice);
 }
 #endif
 
@@ -91,7 +114,8 @@ typedef struct fixture {
     stq_adamw *optimizer;
 } fixture;
 
-static void open_fixture(fixture *f, int64_t rows, uint32_t m_bits, uint32_t v_bits) {
+/* States from the allocator that counts, or from the library's own memory. */
+static void open_fixture_with(fixture *f, int64_t rows, uint32_t m_bits, uint32_t v_bits, bool own) {
     *f = (fixture){0};
     for (int i = 0; i < TENSORS; i++) {
         f->tensors[i] = stq_tensor_whole(i == 0 ? "a" : i == 1 ? "b" : "c", rows + i, 257);
@@ -106,10 +130,14 @@ static void open_fixture(fixture *f, int64_t rows, uint32_t m_bits, uint32_t v_b
     const stq_allocator allocator = {.context = &f->states, .allocate = take, .release = give};
     stq_adamw_config config = stq_adamw_defaults();
     config.policy.kind = STQ_POLICY_FIXED;
-    config.allocator = &allocator;
+    config.allocator = own ? NULL : &allocator;
     config.threads = 2;
     if (stq_adamw_create(&f->optimizer, &config, f->tensors, TENSORS) != STQ_OK)
         fail_msg("%s", stq_last_error());
+}
+
+static void open_fixture(fixture *f, int64_t rows, uint32_t m_bits, uint32_t v_bits) {
+    open_fixture_with(f, rows, m_bits, v_bits, false);
 }
 
 static void close_fixture(fixture *f) {
@@ -217,6 +245,42 @@ static void test_transitions(void **state) {
             }
 }
 
+/* What malloc gives while the library's own memory grows, at most: lists of gaps and pages, two for each of up to six
+ * kinds of planes of either state, whatever their length. */
+enum { LISTS = 16 << 10 };
+
+/* Planes of 64 KiB and more; mmap may fail, and aligned_alloc serves. */
+static void test_library_memory(void **state) {
+    (void)state;
+    skip_without_counts();
+    for (int without_pages = 0; without_pages < 2; without_pages++)
+        for (uint32_t to = 2; to <= 8; to++) {
+            fixture f;
+            atomic_store(&no_pages, without_pages);
+            open_fixture_with(&f, 2100, 10 - to, to, true);
+            count_step(&f, true);
+            long long pages_before = atomic_load(&page_calls);
+            assert_int_equal(count_step(&f, true), 0);
+            assert_int_equal(atomic_load(&page_calls), pages_before);
+            aim(&f, to, 10 - to);
+            long long before = atomic_load(&bytes_asked);
+            pages_before = atomic_load(&page_calls);
+            count_step(&f, false);
+            long long asked = atomic_load(&bytes_asked) - before;
+            assert_in_range(asked, without_pages && to != 5 ? 64 << 10 : 0,
+                            LISTS + (without_pages ? (long long)plane_bytes(&f, to, 10 - to) : 0));
+            assert_true(to == 5 || atomic_load(&page_calls) > pages_before);
+            pages_before = atomic_load(&page_calls);
+            assert_int_equal(count_step(&f, false), 0);
+            assert_int_equal(atomic_load(&page_calls), pages_before);
+            stq_memory memory;
+            assert_int_equal(stq_adamw_memory(f.optimizer, &memory), STQ_OK);
+            assert_true(memory.state_bytes >= plane_bytes(&f, to, 10 - to));
+            close_fixture(&f);
+            atomic_store(&no_pages, false);
+        }
+}
+
 /* The scratch of the last tensor, which has the most rows, is refused. */
 static void test_no_memory_for_shared_moments(void **state) {
     (void)state;
@@ -243,6 +307,7 @@ static void test_no_memory_for_shared_moments(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain_steps), cmocka_unit_test(test_transitions),
+                                       cmocka_unit_test(test_library_memory),
                                        cmocka_unit_test(test_no_memory_for_shared_moments)};
     return cmocka_run_group_tests_name("memory of a step", tests, NULL, NULL);
 }
