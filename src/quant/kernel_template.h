@@ -41,6 +41,11 @@ typedef struct workspace {
     _Alignas(64) float v[CHUNK][STQ_BLOCK];
     _Alignas(64) uint8_t m_codes[CHUNK][STQ_BLOCK];
     _Alignas(64) uint8_t v_codes[CHUNK][STQ_BLOCK];
+    _Alignas(64) float m_scale[CHUNK_LANES]; /* of the old codes: scales, lowest levels */
+    _Alignas(64) float m_lowest[CHUNK_LANES];
+    _Alignas(64) uint32_t v_low[CHUNK_LANES]; /* lattices, for codes as they are aligned */
+    _Alignas(64) uint32_t v_shift[CHUNK_LANES];
+    _Alignas(64) uint32_t v_first[CHUNK_LANES];
     _Alignas(64) uint32_t m_largest[CHUNK_LANES]; /* bits of the largest magnitude of m */
     _Alignas(64) uint32_t v_largest[CHUNK_LANES]; /* largest and smallest bits of v, where 0 counts */
     _Alignas(64) uint32_t v_lowest[CHUNK_LANES];
@@ -68,7 +73,7 @@ typedef void encode_stage(const workspace *work, const stq_planes *planes);
 /* How the codes of one width become values of m. */
 typedef struct m_decoder {
     unpack_stage *unpack;
-    float lowest;             /* the lowest level, relative to the scale */
+    float lowest;             /* the lowest level, relative to the scale; not a number without codes */
     uint32_t offset;          /* see m_by_arithmetic */
     float levels[STQ_LEVELS]; /* of all narrow codes */
 } m_decoder;
@@ -78,6 +83,7 @@ struct item_plan {
     const stq_coefficients *coefficients;
     m_decoder m_in, m_out;
     unpack_stage *unpack_v;
+    uint32_t v_finest;      /* shift of v's finest lattice for old codes as they are aligned */
     advance_stage *advance; /* from codes, or from floats where a state has no planes or float32 ones */
     bool m_from_floats;
     bool v_from_floats;
@@ -90,13 +96,23 @@ struct item_plan {
 
 /* ---- Random numbers ---- */
 
+/* What a loop over blocks keeps in registers: the factors of stq_mix_pair, and what vi_words needs. */
+typedef struct mixer {
+    vint first, second;
+    word_lanes words;
+} mixer;
+
+INLINE mixer make_mixer(void) {
+    return (mixer){vi_keep(vi_all(0x7feb352du)), vi_keep(vi_all(0x846ca68bu)), make_word_lanes()};
+}
+
 /* LANES pairs of random words, number `first` and up, in the order from which vi_words takes them. The last line of
  * stq_random_pair and its first two are as there. */
-INLINE vint random_pairs(uint32_t key, int first) {
+INLINE vint random_pairs(uint32_t key, int first, const mixer *mix) {
     vint x = vi_xor(vi_all(key), vi_multiply(vi_add(vi_pair_numbers(), vi_all((uint32_t)first)), vi_all(0x2545f491u)));
-    x = vi_multiply(x, vi_all(0x7feb352du));
+    x = vi_multiply(x, mix->first);
     x = vi_xor(x, vi_shift_right(x, 15));
-    x = vi_multiply(x, vi_all(0x846ca68bu));
+    x = vi_multiply(x, mix->second);
     return vi_xor(x, vi_shift_right(x, 16));
 }
 
@@ -137,6 +153,8 @@ static unpack_stage *const unpack_stages[] = {NULL,     NULL,     unpack_2, unpa
 static m_decoder make_m_decoder(uint32_t bits) {
     m_decoder decoder;
     decoder.unpack = NULL;
+    decoder.lowest = NAN;
+    decoder.offset = 0;
     if (!stq_is_coded(bits))
         return decoder;
     decoder.unpack = unpack_stages[bits];
@@ -155,7 +173,7 @@ INLINE v_source v_source_of(const stq_planes *planes, int64_t block) {
 }
 
 INLINE m_source m_source_of(const m_decoder *decoder, const stq_planes *planes, int64_t block) {
-    return make_m_source(stq_m_scale(planes->scales[block]), decoder->levels, decoder->offset);
+    return make_m_source(stq_m_scale(planes->scales[block]), load_levels(decoder->levels), decoder->offset);
 }
 
 INLINE void values_of_m(float *to, const uint8_t *codes, const m_source *source, const bool narrow) {
@@ -233,6 +251,26 @@ INLINE rates make_rates(const stq_coefficients *c) {
                    .minus_step = vf_all(-c->step_size)};
 }
 
+/* What the blocks of a chunk share of the old planes: the levels of m and, where codes are looked up in the planes, the
+ * first block's. */
+typedef struct old_planes {
+    m_levels levels;
+    uint32_t m_offset;
+    const uint8_t *m, *v;
+} old_planes;
+
+INLINE old_planes old_planes_of(const workspace *work, const item_plan *plan, const int m_kind) {
+    old_planes planes = {.levels = load_levels(plan->m_in.levels), .m_offset = plan->m_in.offset};
+#if LOOKS_UP_NIBBLES
+    if (m_kind == NIBBLES) {
+        planes.levels = nibble_levels(planes.levels);
+        planes.m = plan->item->m_in.base + work->first * (STQ_BLOCK / 2);
+        planes.v = plan->item->v_in.base + work->first * (STQ_BLOCK / 2);
+    }
+#endif
+    return planes;
+}
+
 /* Where the old moments of a block come from. */
 typedef struct old_moments {
     m_source m;
@@ -242,18 +280,15 @@ typedef struct old_moments {
     const float *m_floats, *v_floats;
 } old_moments;
 
-INLINE void set_old_moments(old_moments *old, const workspace *work, int block, const item_plan *plan, const int m_kind,
-                            const int v_kind) {
-    const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
-    int64_t at = work->first + block;
-    float lowest = stq_is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[at]) : NAN;
-    old->dead = vi_bits(vf_all(lowest));
+INLINE void set_old_moments(old_moments *old, const workspace *work, int block, const old_planes *planes,
+                            const int m_kind, const int v_kind) {
+    old->dead = vi_bits(vf_all(work->m_lowest[block]));
     if (m_kind != FLOATS)
-        old->m = m_source_of(&plan->m_in, m_in, at);
+        old->m = make_m_source(work->m_scale[block], planes->levels, planes->m_offset);
     if (v_kind != FLOATS && v_kind != SHARED)
-        old->v = v_source_of(v_in, at);
-    old->m_codes = m_kind == NIBBLES ? m_in->base + at * (STQ_BLOCK / 2) : work->m_codes[block];
-    old->v_codes = v_kind == NIBBLES ? v_in->base + at * (STQ_BLOCK / 2) : work->v_codes[block];
+        old->v = make_v_source(work->v_low[block], work->v_shift[block], work->v_first[block]);
+    old->m_codes = m_kind == NIBBLES ? planes->m + block * (STQ_BLOCK / 2) : work->m_codes[block];
+    old->v_codes = v_kind == NIBBLES ? planes->v + block * (STQ_BLOCK / 2) : work->v_codes[block];
     old->m_floats = work->m[block];
     old->v_floats = work->v[block];
 }
@@ -323,9 +358,10 @@ INLINE void advance_block(workspace *work, int block, float *parameter, const fl
 INLINE void advance(workspace *work, float *parameter, const float *gradient, const item_plan *plan, const int m_kind,
                     const int v_kind) {
     const rates c = make_rates(plan->coefficients);
+    const old_planes planes = old_planes_of(work, plan, m_kind);
     for (int block = 0; block < work->blocks; block++) {
         old_moments old;
-        set_old_moments(&old, work, block, plan, m_kind, v_kind);
+        set_old_moments(&old, work, block, &planes, m_kind, v_kind);
         advance_block(work, block, parameter + block * STQ_BLOCK, gradient + block * STQ_BLOCK, &c, &old, m_kind,
                       v_kind);
     }
@@ -394,11 +430,12 @@ static void store_array(void *to, const float *from, uint32_t dtype, int count, 
             stq_store_float(to, dtype, i, from[i], i % 2 == 0 ? pair & 0xffffu : pair >> 16);
         }
     } else if (dtype == STQ_BFLOAT16) {
+        const mixer mix = make_mixer();
         for (int i = 0; i < STQ_BLOCK; i += 2 * LANES) {
-            vint pairs = random_pairs(key, i / 2);
+            vint pairs = random_pairs(key, i / 2, &mix);
             for (int half = 0; half < 2; half++)
-                store_parameter(to, i + half * LANES, vf_load(from + i + half * LANES), vi_words(pairs, half),
-                                STQ_BFLOAT16);
+                store_parameter(to, i + half * LANES, vf_load(from + i + half * LANES),
+                                vi_words(pairs, half, mix.words), STQ_BFLOAT16);
         }
     } else {
         for (int i = 0; i < STQ_BLOCK; i += LANES)
@@ -441,6 +478,38 @@ static void find_range(workspace *work, int block) {
         m[i] = v[i] = 0.0f;
     work->v_largest[block] = largest;
     work->v_lowest[block] = lowest;
+}
+
+/* The scale words of the chunk's blocks, each in the upper half of a float; words after the last one are 0. */
+INLINE void load_scale_words(float *to, const workspace *work, const stq_planes *planes) {
+    uint16_t words[CHUNK_LANES] = {0};
+    if (work->blocks == CHUNK) /* the usual case, and then a single move */
+        memcpy(words, planes->scales + work->first, CHUNK * sizeof *words);
+    else
+        memcpy(words, planes->scales + work->first, (size_t)work->blocks * sizeof *words);
+    for (int i = 0; i < CHUNK; i += LANES)
+        vf_store(to + i, vf_load_bfloat16(words + i));
+}
+
+/* What the old codes' scale words stand for, the chunk's blocks side by side: see stq_m_scale and stq_v_lattice. */
+static void read_scales(workspace *work, const item_plan *plan) {
+    const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
+    bool m_coded = stq_is_coded(m_in->bits), v_coded = stq_is_coded(v_in->bits);
+    _Alignas(64) float v_words[CHUNK_LANES];
+    if (m_coded)
+        load_scale_words(work->m_scale, work, m_in);
+    if (v_coded)
+        load_scale_words(v_words, work, v_in);
+    for (int i = 0; i < CHUNK; i += LANES) {
+        vfloat lowest = vf_all(plan->m_in.lowest);
+        vf_store(work->m_lowest + i, m_coded ? vf_multiply(lowest, vf_load(work->m_scale + i)) : lowest);
+        if (!v_coded)
+            continue;
+        vint word = vi_shift_right(vi_bits(vf_load(v_words + i)), 16);
+        vi_store(work->v_low + i, vi_shift_left(vi_shift_right(word, 4), 19));
+        vi_store(work->v_shift + i, vi_add(vi_and(vi_shift_right(word, 1), vi_all(7)), vi_all(plan->v_finest)));
+        vi_store(work->v_first + i, vi_and_not(word, vi_all(1)));
+    }
 }
 
 /* Fills the codes or the floats that the moments are made from. */
@@ -490,6 +559,7 @@ static void begin_chunk(workspace *work, const item_plan *plan) {
         gradient = work->g[0];
     }
     read_states(work, plan);
+    read_scales(work, plan);
     plan->advance(work, parameter, gradient, plan);
     for (int i = 0; (plan->shared || work->count < STQ_BLOCK) && i < work->blocks; i++)
         find_range(work, i);
@@ -547,6 +617,7 @@ static void plan_sources(item_plan *plan, uint32_t m_in, uint32_t v_in) {
     plan->m_from_floats = !m_coded || !(v_coded || plan->shared);
     plan->v_from_floats = !plan->shared && !(m_coded && v_coded);
     plan->unpack_v = v_coded ? unpack_stages[v_in] : NULL;
+    plan->v_finest = stq_v_finest(v_in) - (plan->nibbles ? 0 : alignment(v_in) - v_in);
     plan->m_in = make_m_decoder(m_in);
 }
 

@@ -121,11 +121,26 @@ INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) {
 
 INLINE vint vi_pair_numbers(void) { return vi_lane_numbers(); }
 
+/* x, of which the compiler does not know that it is a constant: a loop keeps it in its register. */
+INLINE vint vi_keep(vint x) {
+    __asm__("" : "+v"(x));
+    return x;
+}
+
+INLINE __mmask64 keep_mask(__mmask64 mask) {
+    __asm__("" : "+k"(mask));
+    return mask;
+}
+
+typedef __mmask32 word_lanes; /* every second word */
+
+INLINE word_lanes make_word_lanes(void) { return (word_lanes)keep_mask(0x55555555u); }
+
 /* The 16 random words of pairs 8 half .. 8 half + 7, each in a lane. */
-INLINE vint vi_words(vint pairs, int half) {
+INLINE vint vi_words(vint pairs, int half, word_lanes lanes) {
     vint low_words = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     vint index = half ? _mm512_add_epi32(low_words, _mm512_set1_epi32(16)) : low_words;
-    return _mm512_maskz_permutexvar_epi16(0x55555555u, index, pairs);
+    return _mm512_maskz_permutexvar_epi16(lanes, index, pairs);
 }
 
 /* The largest of the lanes of a and b, the smallest of c. The three go through the tree together. */
@@ -144,17 +159,52 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
 
 /* ---- planes ---- */
 
-/* The even bytes of two vectors, in order; the odd bytes. */
-INLINE vint even_numbers(void) {
-    return _mm512_set_epi8(126, 124, 122, 120, 118, 116, 114, 112, 110, 108, 106, 104, 102, 100, 98, 96, 94, 92, 90, 88,
-                           86, 84, 82, 80, 78, 76, 74, 72, 70, 68, 66, 64, 62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42,
-                           40, 38, 36, 34, 32, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+/*
+ * Codes before pack: of each 64 dword i holds lane i of the first, third, second and fourth vector, as masked byte
+ * shuffles leave them.
+ */
+INLINE uint32_t code_place(uint32_t i) {
+    uint32_t vector = i / 16 % 4;
+    return i / 64 * 64 + i % 16 * 4 + (vector >> 1 | (vector & 1) << 1);
 }
 
-INLINE vint even_bytes(vint a, vint b) { return _mm512_permutex2var_epi8(a, even_numbers(), b); }
+/* Constants of the encoding, which a loop over blocks keeps in registers. */
+typedef struct coder {
+    vint one, sign;              /* of the first moment */
+    vint upper;                  /* the upper half of each dword, for its lower half */
+    vint swap;                   /* the bytes of each word */
+    vint sign_bits;              /* of a code byte those that come from the upper byte */
+    vint values;                 /* 64 codes in the order of values */
+    vint nibbles;                /* bytes of two nibbles in the order of values */
+    vint lower_nibble;           /* the lower four bits of each byte */
+    vint lowest;                 /* the bit of each code byte that the first plane after the base holds */
+    __mmask64 halves, even, odd; /* lower halves of dwords; even and odd bytes */
+} coder;
 
-INLINE vint odd_bytes(vint a, vint b) {
-    return _mm512_permutex2var_epi8(a, _mm512_or_si512(even_numbers(), _mm512_set1_epi8(1)), b);
+INLINE coder make_coder(uint32_t offset, uint32_t bits) {
+    const vint values =
+        _mm512_set_epi8(63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 61, 57, 53, 49, 45, 41, 37, 33,
+                        29, 25, 21, 17, 13, 9, 5, 1, 62, 58, 54, 50, 46, 42, 38, 34, 30, 26, 22, 18, 14, 10, 6, 2, 60,
+                        56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
+    const vint nibbles =
+        _mm512_set_epi8(63, 59, 47, 43, 31, 27, 15, 11, 61, 57, 45, 41, 29, 25, 13, 9, 62, 58, 46, 42, 30, 26, 14, 10,
+                        60, 56, 44, 40, 28, 24, 12, 8, 55, 51, 39, 35, 23, 19, 7, 3, 53, 49, 37, 33, 21, 17, 5, 1, 54,
+                        50, 38, 34, 22, 18, 6, 2, 52, 48, 36, 32, 20, 16, 4, 0);
+    uint32_t extra = bits - stq_base_bits(bits);
+    return (coder){
+        .one = vi_keep(vi_all(STQ_ONE_BITS)),
+        .sign = vi_keep(vi_all(0x80000000u)),
+        .upper = vi_keep(_mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302)),
+        .swap = vi_keep(_mm512_set4_epi32(0x0e0f0c0d, 0x0a0b0809, 0x06070405, 0x02030001)),
+        .sign_bits = vi_keep(_mm512_set1_epi8((char)0xc0)),
+        .values = vi_keep(values),
+        .nibbles = vi_keep(nibbles),
+        .lower_nibble = vi_keep(_mm512_set1_epi8(15)),
+        .lowest = vi_keep(_mm512_set1_epi8((char)(1u << (offset + extra) >> 1))),
+        .halves = keep_mask(0x3333333333333333u),
+        .even = keep_mask(0x5555555555555555u),
+        .odd = keep_mask(0xaaaaaaaaaaaaaaaau),
+    };
 }
 
 INLINE vint load_bytes(const void *from) { return _mm512_loadu_si512(from); }
@@ -186,31 +236,43 @@ INLINE void unpack(uint8_t *codes, const stq_planes planes, int64_t block, const
     }
 }
 
+/*
+ * The base plane of 4 bits. Codes of even lanes come together with those of odd ones, which lie in the next dword, so
+ * that only the joined nibbles have to be put in the order of values.
+ */
+INLINE void pack_nibbles(uint8_t *base, vint first, vint second, const coder *constants, const uint32_t shift) {
+    vfloat a = vf_from_bits(first), b = vf_from_bits(second);
+    vint even = _mm512_srli_epi16(vi_bits(_mm512_shuffle_ps(a, b, 0x88)), shift);
+    vint odd = _mm512_slli_epi16(vi_bits(_mm512_shuffle_ps(a, b, 0xdd)), 4 - shift);
+    vint joined = _mm512_ternarylogic_epi32(even, odd, constants->lower_nibble, 0xe4); /* c ? a : b, bit by bit */
+    _mm512_storeu_si512(base, _mm512_permutexvar_epi8(constants->nibbles, joined));
+}
+
+INLINE void pack_pairs(uint8_t *base, vint codes, const uint32_t shift) {
+    vint pairs = _mm512_and_si512(_mm512_srli_epi16(codes, shift), _mm512_set1_epi8(3));
+    pairs = _mm512_maddubs_epi16(pairs, _mm512_set1_epi16(0x0401));
+    pairs = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
+    _mm_storeu_si128((__m128i *)(void *)base, _mm512_cvtepi32_epi8(pairs));
+}
+
 /* 128 codes to the planes of a block. A code's bits lie at `offset` of its byte; the other bits may be anything. */
-INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const uint32_t bits,
-                 const uint32_t offset) {
+INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const coder *constants,
+                 const uint32_t bits, const uint32_t offset) {
     const uint32_t extra = bits - stq_base_bits(bits);
     const uint32_t shift = offset + extra;
     vint x[2] = {load_bytes(codes), load_bytes(codes + 64)};
-    if (bits >= 4) {
-        vint low = _mm512_srli_epi16(even_bytes(x[0], x[1]), shift);
-        vint high = _mm512_slli_epi16(odd_bytes(x[0], x[1]), 4 - shift);
-        vint base = _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(15), 0xe4); /* c ? a : b, bit by bit */
-        _mm512_storeu_si512(planes.base + block * (STQ_BLOCK / 2), base);
-    } else {
-        for (int half = 0; half < 2; half++) {
-            vint pairs = _mm512_and_si512(_mm512_srli_epi16(x[half], shift), _mm512_set1_epi8(3));
-            pairs = _mm512_maddubs_epi16(pairs, _mm512_set1_epi16(0x0401));
-            pairs = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
-            _mm_storeu_si128((__m128i *)(void *)(planes.base + block * (STQ_BLOCK / 4) + 16 * half),
-                             _mm512_cvtepi32_epi8(pairs));
-        }
-    }
-    for (uint32_t plane = 0; plane < extra; plane++)
-        for (int half = 0; half < 2; half++) {
-            uint64_t mask = _mm512_test_epi8_mask(x[half], _mm512_set1_epi8((char)(1 << (shift - 1 - plane))));
+    if (bits >= 4)
+        pack_nibbles(planes.base + block * (STQ_BLOCK / 2), x[0], x[1], constants, shift);
+    for (int half = 0; half < 2 && (bits < 4 || extra > 0); half++) {
+        vint ordered = _mm512_permutexvar_epi8(constants->values, x[half]);
+        if (bits < 4)
+            pack_pairs(planes.base + block * (STQ_BLOCK / 4) + 16 * half, ordered, shift);
+        for (uint32_t plane = 0; plane < extra; plane++) {
+            vint bit = plane == 0 ? constants->lowest : _mm512_set1_epi8((char)(1 << (shift - 1 - plane)));
+            uint64_t mask = _mm512_test_epi8_mask(ordered, bit);
             memcpy(planes.bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, &mask, sizeof mask);
         }
+    }
 }
 
 #include "quant/decode_template.h"
@@ -227,10 +289,15 @@ typedef struct m_source {
     vint offset;
 } m_source;
 
-INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset) {
+typedef struct m_levels {
+    vfloat low, high; /* relative to the scale */
+} m_levels;
+
+INLINE m_levels load_levels(const float *levels) { return (m_levels){vf_load(levels), vf_load(levels + 16)}; }
+
+INLINE m_source make_m_source(float scale, m_levels levels, uint32_t offset) {
     vfloat scales = vf_all(scale);
-    return (m_source){vf_multiply(vf_load(levels), scales), vf_multiply(vf_load(levels + 16), scales), scales,
-                      vi_all(offset)};
+    return (m_source){vf_multiply(levels.low, scales), vf_multiply(levels.high, scales), scales, vi_all(offset)};
 }
 
 INLINE void m_values(vfloat *to, const m_source *source, const uint8_t *codes, const bool narrow) {
@@ -241,7 +308,7 @@ INLINE void m_values(vfloat *to, const m_source *source, const uint8_t *codes, c
 
 /*
  * 16 values of 4-bit codes out of 8 bytes of the plane. The 64 bits go to all lanes; each takes 8 of them from its code
- * on, of which the look-up heeds the lowest 4. Every second entry of the table for 5 bits belongs to a code of 4.
+ * on, of which the look-up heeds the lowest 4. The codes are not aligned: the tables' lower halves hold all 16 values.
  */
 INLINE vint nibbles(const uint8_t *from) {
     const vint places = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
@@ -250,13 +317,14 @@ INLINE vint nibbles(const uint8_t *from) {
     return shifted;
 }
 
-INLINE vfloat even_entries(vfloat low, vfloat high) {
+/* Every second level of the codes aligned to 5 bits is one of 4. */
+INLINE m_levels nibble_levels(m_levels levels) {
     const vint even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return _mm512_permutex2var_ps(low, even, high);
+    return (m_levels){_mm512_permutex2var_ps(levels.low, even, levels.high), levels.high};
 }
 
 INLINE vfloat m_of_nibbles(const m_source *source, const uint8_t *from) {
-    return _mm512_permutexvar_ps(nibbles(from), even_entries(source->low, source->high));
+    return _mm512_permutexvar_ps(nibbles(from), source->low);
 }
 
 typedef struct v_source {
@@ -268,8 +336,9 @@ typedef struct v_source {
 INLINE v_source make_v_source(uint32_t low, uint32_t shift, uint32_t first) {
     vint lows = vi_all(low), firsts = vi_all(first), codes = vi_lane_numbers();
     vcount count = vi_count((int)shift);
-    return (v_source){v_by_arithmetic(codes, lows, count, firsts),
-                      v_by_arithmetic(vi_add(codes, vi_all(16)), lows, count, firsts), lows, firsts, count};
+    vint upper = vi_shift_left_by(vi_add(codes, vi_all(16)), count); /* none of these stands for 0 */
+    return (v_source){v_by_arithmetic(codes, lows, count, firsts), vf_from_bits(vi_add(lows, upper)), lows, firsts,
+                      count};
 }
 
 INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, const bool narrow) {
@@ -279,56 +348,49 @@ INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, c
 }
 
 INLINE vfloat v_of_nibbles(const v_source *source, const uint8_t *from) {
-    return _mm512_permutexvar_ps(nibbles(from), even_entries(source->low, source->high));
+    return _mm512_permutexvar_ps(nibbles(from), source->low);
 }
 
 /* ---- values to codes ---- */
 
 /*
  * Bytes of four vectors go together by byte shuffles into one of them under a mask: one operation of Intel's port 5
- * each, where a permutation of two vectors' bytes or half-words is three. So dword i holds lane i of the first, third,
- * second and fourth; the last permutation puts them in order.
+ * each, where a permutation of two vectors' bytes or half-words is three. The order that this leaves is code_place.
  */
-INLINE vint in_order(vint dwords) {
-    const vint order =
-        _mm512_set_epi8(63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 61, 57, 53, 49, 45, 41, 37, 33,
-                        29, 25, 21, 17, 13, 9, 5, 1, 62, 58, 54, 50, 46, 42, 38, 34, 30, 26, 22, 18, 14, 10, 6, 2, 60,
-                        56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
-    return _mm512_permutexvar_epi8(order, dwords);
-}
 
 /* Of each dword the upper half of x below that of y. */
-INLINE vint upper_halves(vint x, vint y) {
-    const vint down = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
-    return _mm512_mask_shuffle_epi8(y, 0x3333333333333333u, x, down);
+INLINE vint upper_halves(vint x, vint y, const coder *constants) {
+    return _mm512_mask_shuffle_epi8(y, constants->halves, x, constants->upper);
 }
 
-INLINE vint swap_bytes(void) { return _mm512_set4_epi32(0x0e0f0c0d, 0x0a0b0809, 0x06070405, 0x02030001); }
-
 /* Of each word the lower byte of x below that of y; the upper ones. */
-INLINE vint lower_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(x, 0xaaaaaaaaaaaaaaaau, y, swap_bytes()); }
-INLINE vint upper_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(y, 0x5555555555555555u, x, swap_bytes()); }
+INLINE vint lower_bytes(vint x, vint y, const coder *constants) {
+    return _mm512_mask_shuffle_epi8(x, constants->odd, y, constants->swap);
+}
+
+INLINE vint upper_bytes(vint x, vint y, const coder *constants) {
+    return _mm512_mask_shuffle_epi8(y, constants->even, x, constants->swap);
+}
+
+INLINE vfloat one_with_sign(const coder *constants, vfloat x) {
+    return vf_from_bits(_mm512_ternarylogic_epi32(vi_bits(x), constants->sign, constants->one, 0xea)); /* a & b | c */
+}
 
 /* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: the inverse of bit
- * 23, which bit 30 is, and bits 22 .. 17. x and y are the upper halves of two vectors each. */
-INLINE void store_sign_halves(uint8_t *codes, vint x, vint y) {
-    vint low = _mm512_srli_epi16(lower_bytes(x, y), 1);
-    vint bytes = _mm512_ternarylogic_epi32(upper_bytes(x, y), low, _mm512_set1_epi8((char)0xc0), 0xe4);
-    _mm512_store_si512(codes, in_order(bytes));
+ * 23, which bit 30 is, and bits 22 .. 17. */
+INLINE void store_sign_codes(uint8_t *codes, const coder *constants, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+    vint x = upper_halves(vi_bits(t0), vi_bits(t1), constants), y = upper_halves(vi_bits(t2), vi_bits(t3), constants);
+    vint low = _mm512_srli_epi16(lower_bytes(x, y, constants), 1);
+    vint bytes = _mm512_ternarylogic_epi32(upper_bytes(x, y, constants), low, constants->sign_bits, 0xe4);
+    _mm512_store_si512(codes, bytes);
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. */
-INLINE void store_third_halves(uint8_t *codes, vint x, vint y, uint32_t subtract) {
-    _mm512_store_si512(codes, _mm512_sub_epi8(in_order(lower_bytes(x, y)), _mm512_set1_epi8((char)subtract)));
-}
-
-INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
-    store_sign_halves(codes, upper_halves(vi_bits(t0), vi_bits(t1)), upper_halves(vi_bits(t2), vi_bits(t3)));
-}
-
-INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
+INLINE void store_third_bytes(uint8_t *codes, const coder *constants, vint a, vint b, vint c, vint d, uint32_t subtract,
+                              const bool small) {
     (void)small;
-    store_third_halves(codes, upper_halves(a, b), upper_halves(c, d), subtract);
+    vint x = upper_halves(a, b, constants), y = upper_halves(c, d, constants);
+    _mm512_store_si512(codes, _mm512_sub_epi8(lower_bytes(x, y, constants), _mm512_set1_epi8((char)subtract)));
 }
 
 #include "quant/kernel_template.h"
