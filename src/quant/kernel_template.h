@@ -9,8 +9,9 @@
  * moments become scale words, the chunk's blocks side by side in the lanes; moments become codes and planes. Only
  * packing and unpacking know the width: codes are aligned so that everything else is the same for all widths, or for
  * those up to 5 bits and those above. So 7 + 7 + 7 small functions serve all 49 pairs of widths, transitions included,
- * and nothing branches per value. Where LOOKS_UP_NIBBLES is set, two moments of 4 bits skip unpacking: m_of_nibbles and
- * v_of_nibbles make LANES values out of the plane.
+ * and nothing branches per value. Where LOOKS_UP_PLANES is set, two moments of 4 or of 5 bits skip unpacking:
+ * m_of_nibbles and v_of_nibbles make LANES values out of the plane, m_of_fives and v_of_fives four times as many out of
+ * two.
  *
  * The vector layer:
  *   LANES, vfloat, vint, vcount   a vector of LANES floats or 32-bit integers, and a shift common to all lanes
@@ -56,6 +57,9 @@ typedef struct workspace {
         64) uint32_t m_careful[CHUNK_LANES]; /* not 0: needs the prescale, or a magnitude rounds past the last level */
     _Alignas(64) uint32_t v_path[CHUNK_LANES];
     _Alignas(64) uint32_t v_key[CHUNK_LANES];
+#if REDUCES_CHUNKS
+    _Alignas(64) uint32_t ranges[CHUNK][2 * LANES]; /* see vi_keep_ranges */
+#endif
     int64_t first; /* the chunk's first block */
     int blocks;    /* 1 to CHUNK */
     int count;     /* values of a block: 128, or less if the only block is partial */
@@ -87,8 +91,8 @@ struct item_plan {
     advance_stage *advance; /* from codes, or from floats where a state has no planes or float32 ones */
     bool m_from_floats;
     bool v_from_floats;
-    bool shared;  /* v_in holds means */
-    bool nibbles; /* both have 4 bits, which `advance` takes from the planes */
+    bool shared;      /* v_in holds means */
+    bool from_planes; /* `advance` looks up codes in the planes */
     encode_stage *encode_m, *encode_v;
     uint32_t v_key; /* the part of stq_block_key that all blocks share */
     uint32_t parameter_key;
@@ -231,9 +235,12 @@ static void decode_v(float *to, const stq_planes *planes, int64_t block, int cou
 
 /* ---- Moments and parameters ---- */
 
-/* What a value of a moment is made from: the old one from unpacked codes, the planes of 4-bit codes themselves or
- * floats, a shared v from floats that are those of this step already. */
-enum { NARROW_CODES, WIDE_CODES, NIBBLES, FLOATS, SHARED };
+/* What a value of a moment is made from: the old one from unpacked codes, the planes of 4-bit or 5-bit codes themselves
+ * or floats, a shared v from floats that are those of this step already. */
+enum { NARROW_CODES, WIDE_CODES, NIBBLES, FIVES, FLOATS, SHARED };
+
+/* How many vectors of old moments are made together. */
+INLINE int group_of(const int kind) { return kind == FIVES ? 4 : GROUP; }
 
 /* What all blocks of an item share. */
 typedef struct rates {
@@ -256,16 +263,21 @@ INLINE rates make_rates(const stq_coefficients *c) {
 typedef struct old_planes {
     m_levels levels;
     uint32_t m_offset;
-    const uint8_t *m, *v;
+    const uint8_t *m, *v, *m_bit, *v_bit;
 } old_planes;
 
 INLINE old_planes old_planes_of(const workspace *work, const item_plan *plan, const int m_kind) {
     old_planes planes = {.levels = load_levels(plan->m_in.levels), .m_offset = plan->m_in.offset};
-#if LOOKS_UP_NIBBLES
-    if (m_kind == NIBBLES) {
-        planes.levels = nibble_levels(planes.levels);
-        planes.m = plan->item->m_in.base + work->first * (STQ_BLOCK / 2);
-        planes.v = plan->item->v_in.base + work->first * (STQ_BLOCK / 2);
+#if LOOKS_UP_PLANES
+    const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
+    if (m_kind == NIBBLES || m_kind == FIVES) {
+        planes.levels = levels_apart(planes.levels);
+        planes.m = m_in->base + work->first * (STQ_BLOCK / 2);
+        planes.v = v_in->base + work->first * (STQ_BLOCK / 2);
+    }
+    if (m_kind == FIVES) {
+        planes.m_bit = m_in->bit[0] + work->first * (STQ_BLOCK / 8);
+        planes.v_bit = v_in->bit[0] + work->first * (STQ_BLOCK / 8);
     }
 #endif
     return planes;
@@ -276,7 +288,7 @@ typedef struct old_moments {
     m_source m;
     v_source v;
     vint dead; /* the lowest level of m */
-    const uint8_t *m_codes, *v_codes;
+    const uint8_t *m_codes, *v_codes, *m_bit, *v_bit;
     const float *m_floats, *v_floats;
 } old_moments;
 
@@ -287,15 +299,30 @@ INLINE void set_old_moments(old_moments *old, const workspace *work, int block, 
         old->m = make_m_source(work->m_scale[block], planes->levels, planes->m_offset);
     if (v_kind != FLOATS && v_kind != SHARED)
         old->v = make_v_source(work->v_low[block], work->v_shift[block], work->v_first[block]);
-    old->m_codes = m_kind == NIBBLES ? planes->m + block * (STQ_BLOCK / 2) : work->m_codes[block];
-    old->v_codes = v_kind == NIBBLES ? planes->v + block * (STQ_BLOCK / 2) : work->v_codes[block];
+    old->m_codes = work->m_codes[block];
+    old->v_codes = work->v_codes[block];
+#if LOOKS_UP_PLANES
+    if (m_kind == NIBBLES || m_kind == FIVES) {
+        old->m_codes = planes->m + block * (STQ_BLOCK / 2);
+        old->v_codes = planes->v + block * (STQ_BLOCK / 2);
+    }
+    if (m_kind == FIVES) {
+        old->v = v_source_apart(&old->v);
+        old->m_bit = planes->m_bit + block * (STQ_BLOCK / 8);
+        old->v_bit = planes->v_bit + block * (STQ_BLOCK / 8);
+    }
+#endif
     old->m_floats = work->m[block];
     old->v_floats = work->v[block];
 }
 
-/* GROUP vectors of m and v, from value i of the block on. */
+/* group_of vectors of m and v, from value i of the block on. */
 INLINE void load_old_moments(vfloat *m, vfloat *v, const old_moments *old, int i, const int m_kind, const int v_kind) {
-#if LOOKS_UP_NIBBLES
+#if LOOKS_UP_PLANES
+    if (m_kind == FIVES)
+        m_of_fives(m, &old->m, old->m_codes, old->m_bit + i / 8, i);
+    if (v_kind == FIVES)
+        v_of_fives(v, &old->v, old->v_codes, old->v_bit + i / 8, i);
     if (m_kind == NIBBLES)
         m[0] = m_of_nibbles(&old->m, old->m_codes + i / 2);
     if (v_kind == NIBBLES)
@@ -313,6 +340,46 @@ INLINE void load_old_moments(vfloat *m, vfloat *v, const old_moments *old, int i
     }
 }
 
+/* The ranges of a block out of those of its lanes: at once, or of all blocks of the chunk together. */
+INLINE void keep_ranges(workspace *work, int block, vint m_largest, vint v_largest, vint v_lowest) {
+#if REDUCES_CHUNKS
+    vi_keep_ranges(work->ranges[block], m_largest, v_largest, v_lowest);
+#else
+    vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest[block], &work->v_largest[block], &work->v_lowest[block]);
+#endif
+}
+
+INLINE void find_ranges(workspace *work) {
+#if REDUCES_CHUNKS
+    _Static_assert(CHUNK == 8, "what vi_reduce_eight does");
+    vi_reduce_eight(work->ranges[0], work->m_largest, work->v_largest, work->v_lowest);
+#else
+    (void)work;
+#endif
+}
+
+#if SKIPS_NOT_A_NUMBER
+static __attribute__((noinline)) void find_m_again(workspace *work) {
+    for (int block = 0; block < work->blocks; block++)
+        for (int i = 0; i < STQ_BLOCK; i++) {
+            uint32_t bits = stq_float_bits(work->m[block][i]) & 0x7fffffffu;
+            work->m_largest[block] = bits > work->m_largest[block] ? bits : work->m_largest[block];
+        }
+}
+#endif
+
+/* vi_larger_magnitude may pass over what is not a number, which counts as the largest. From codes m' becomes that only
+ * by a scale or a gradient that is not finite, and by such a gradient v' is not finite either. */
+INLINE void find_not_a_number(workspace *work) {
+#if SKIPS_NOT_A_NUMBER
+    vint largest = vi_larger(vi_load(work->v_largest), vi_bits(vf_load(work->m_scale)));
+    if (vi_any_of_eight(largest, 0x7f800000u))
+        find_m_again(work);
+#else
+    (void)work;
+#endif
+}
+
 /* A vector of p' = decay p - step_size `ratio`. */
 INLINE void advance_parameter(float *parameter, vfloat ratio, const rates *c) {
     vf_store(parameter, vf_fma(c->minus_step, ratio, vf_multiply(vf_load(parameter), c->decay)));
@@ -325,19 +392,25 @@ INLINE void advance_parameter(float *parameter, vfloat ratio, const rates *c) {
 INLINE void advance_block(workspace *work, int block, float *parameter, const float *gradient, const rates *c,
                           const old_moments *old, const int m_kind, const int v_kind) {
     float *m_floats = work->m[block], *v_floats = work->v[block];
-    vfloat m_group[GROUP], v_group[GROUP], last_m = c->decay, root = c->decay, ratio = c->decay;
+    enum { MOST = GROUP > 4 ? GROUP : 4 };
+    vfloat m_group[MOST], v_group[MOST], last_m = c->decay, root = c->decay, ratio = c->decay;
     vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(0);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        if (i / LANES % GROUP == 0)
+        if (i / LANES % group_of(m_kind) == 0)
             load_old_moments(m_group, v_group, old, i, m_kind, v_kind);
-        vfloat m = m_group[i / LANES % GROUP], v = v_group[i / LANES % GROUP];
+        vfloat m = m_group[i / LANES % group_of(m_kind)], v = v_group[i / LANES % group_of(m_kind)];
         vfloat g = vf_multiply(vf_load(gradient + i), c->factor);
         if (v_kind != SHARED)
             v = vf_fma(c->beta2, v, vf_multiply(c->one_minus_beta2, vf_multiply(g, g)));
         m = vf_decay_m(c->beta1, m, vf_multiply(c->one_minus_beta1, g), g, old->dead);
         vf_store(m_floats + i, m);
-        m_largest = i == 0 ? vi_magnitude(m) : vi_larger(m_largest, vi_magnitude(m));
+        if (i == 0)
+            m_largest = vi_magnitude(m);
+        else if (m_kind == FLOATS || v_kind == SHARED)
+            m_largest = vi_larger(m_largest, vi_magnitude(m));
+        else
+            m_largest = vi_larger_magnitude(m_largest, m);
         if (v_kind != SHARED) {
             vf_store(v_floats + i, v);
             v_largest = i == 0 ? vi_bits(v) : vi_larger(v_largest, vi_bits(v));
@@ -352,7 +425,7 @@ INLINE void advance_block(workspace *work, int block, float *parameter, const fl
     }
     advance_parameter(parameter + STQ_BLOCK - 2 * LANES, ratio, c);
     advance_parameter(parameter + STQ_BLOCK - LANES, vf_divide(last_m, vf_add(root, c->epsilon)), c);
-    vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest[block], &work->v_largest[block], &work->v_lowest[block]);
+    keep_ranges(work, block, m_largest, v_largest, v_lowest);
 }
 
 INLINE void advance(workspace *work, float *parameter, const float *gradient, const item_plan *plan, const int m_kind,
@@ -365,6 +438,9 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
         advance_block(work, block, parameter + block * STQ_BLOCK, gradient + block * STQ_BLOCK, &c, &old, m_kind,
                       v_kind);
     }
+    find_ranges(work);
+    if (m_kind != FLOATS && v_kind != SHARED)
+        find_not_a_number(work);
 }
 
 #define DEFINE_ADVANCE(NAME, M_KIND, V_KIND)                                                                      \
@@ -376,8 +452,9 @@ DEFINE_ADVANCE(narrow_wide, NARROW_CODES, WIDE_CODES)
 DEFINE_ADVANCE(wide_narrow, WIDE_CODES, NARROW_CODES)
 DEFINE_ADVANCE(wide_wide, WIDE_CODES, WIDE_CODES)
 DEFINE_ADVANCE(floats, FLOATS, FLOATS)
-#if LOOKS_UP_NIBBLES
+#if LOOKS_UP_PLANES
 DEFINE_ADVANCE(nibbles, NIBBLES, NIBBLES)
+DEFINE_ADVANCE(fives, FIVES, FIVES)
 #endif
 DEFINE_ADVANCE(narrow_shared, NARROW_CODES, SHARED)
 DEFINE_ADVANCE(wide_shared, WIDE_CODES, SHARED)
@@ -526,7 +603,7 @@ static void read_states(workspace *work, const item_plan *plan) {
     if (plan->shared)
         stq_shared_values(work->v[0], &item->v_in, item->cols, (item->first_block + work->first) * STQ_BLOCK,
                           work->blocks * work->count);
-    if (plan->nibbles)
+    if (plan->from_planes)
         return;
     if (!plan->m_from_floats)
         plan->m_in.unpack(work->m_codes[0], &item->m_in, work->first, work->blocks);
@@ -609,15 +686,15 @@ static void plan_sources(item_plan *plan, uint32_t m_in, uint32_t v_in) {
                                           : advance_wide_shared;
     else
         plan->advance = m_coded && v_coded ? advance_stages[is_narrow(m_in)][is_narrow(v_in)] : advance_floats;
-#if LOOKS_UP_NIBBLES
-    plan->nibbles = m_in == 4 && v_in == 4;
-    if (plan->nibbles)
-        plan->advance = advance_nibbles;
+#if LOOKS_UP_PLANES
+    plan->from_planes = m_in == v_in && (m_in == 4 || m_in == 5);
+    if (plan->from_planes)
+        plan->advance = m_in == 4 ? advance_nibbles : advance_fives;
 #endif
     plan->m_from_floats = !m_coded || !(v_coded || plan->shared);
     plan->v_from_floats = !plan->shared && !(m_coded && v_coded);
     plan->unpack_v = v_coded ? unpack_stages[v_in] : NULL;
-    plan->v_finest = stq_v_finest(v_in) - (plan->nibbles ? 0 : alignment(v_in) - v_in);
+    plan->v_finest = stq_v_finest(v_in) - (plan->from_planes ? 0 : alignment(v_in) - v_in);
     plan->m_in = make_m_decoder(m_in);
 }
 
@@ -677,8 +754,9 @@ static void load_chunk(workspace *work, const float *values, bool second) {
             largest = vi_larger(largest, vi_bits(value));
             lowest = vi_smaller(lowest, vi_bits(value));
         }
-        vi_reduce(magnitude, largest, lowest, &work->m_largest[block], &work->v_largest[block], &work->v_lowest[block]);
+        keep_ranges(work, block, magnitude, largest, lowest);
     }
+    find_ranges(work);
     if (second && work->count < STQ_BLOCK)
         find_range(work, 0);
 }

@@ -101,6 +101,7 @@ INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) { return vsubq_u32(x
 typedef char word_lanes; /* vi_words needs no constants */
 
 INLINE word_lanes make_word_lanes(void) { return 0; }
+INLINE vint vi_larger_magnitude(vint x, vfloat y) { return vi_larger(x, vi_magnitude(y)); }
 INLINE vint vi_keep(vint x) { return x; }
 
 INLINE vint vi_pair_numbers(void) { return vi_lane_numbers(); }

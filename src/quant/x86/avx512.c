@@ -12,9 +12,11 @@
 STQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,bmi,bmi2,lzcnt")
 
 #define LANES 16
-#define NARROW_BITS 5      /* codes that two registers of 16 entries decode */
-#define GROUP 1            /* vectors that are decoded together */
-#define LOOKS_UP_NIBBLES 1 /* has m_of_nibbles and v_of_nibbles */
+#define NARROW_BITS 5     /* codes that two registers of 16 entries decode */
+#define GROUP 1           /* vectors that are decoded together */
+#define LOOKS_UP_PLANES 1 /* has m_of_nibbles, v_of_nibbles, m_of_fives and v_of_fives */
+#define REDUCES_CHUNKS 1  /* has vi_keep_ranges and vi_reduce_eight instead of vi_reduce */
+#define SKIPS_NOT_A_NUMBER 1
 
 typedef __m512 vfloat;
 typedef __m512i vint;
@@ -143,18 +145,56 @@ INLINE vint vi_words(vint pairs, int half, word_lanes lanes) {
     return _mm512_maskz_permutexvar_epi16(lanes, index, pairs);
 }
 
-/* The largest of the lanes of a and b, the smallest of c. The three go through the tree together. */
-INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *largest_b, uint32_t *lowest_c) {
-    vint ones = vi_all(UINT32_MAX);
-    vint inverse = _mm512_xor_si512(c, ones);
-    vint ab = vi_larger(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    vint cc = vi_larger(_mm512_unpacklo_epi32(inverse, inverse), _mm512_unpackhi_epi32(inverse, inverse));
-    vint abc = vi_larger(_mm512_unpacklo_epi64(ab, cc), _mm512_unpackhi_epi64(ab, cc));
-    __m256i eight = _mm256_max_epu32(_mm512_castsi512_si256(abc), _mm512_extracti64x4_epi64(abc, 1));
-    __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    *largest_a = (uint32_t)_mm_cvtsi128_si32(four);
-    *largest_b = (uint32_t)_mm_extract_epi32(four, 1);
-    *lowest_c = ~(uint32_t)_mm_extract_epi32(four, 2);
+/* The larger of a magnitude, as bits, and that of y; the other one where one is not a number. */
+INLINE vint vi_larger_magnitude(vint x, vfloat y) {
+    return vi_bits(_mm512_range_ps(vf_from_bits(x), y, 0x0b)); /* the larger magnitude without a sign */
+}
+
+/* Whether one of the first eight lanes is at least `limit`. */
+INLINE bool vi_any_of_eight(vint x, uint32_t limit) { return (_mm512_cmpge_epu32_mask(x, vi_all(limit)) & 0xff) != 0; }
+
+/* The larger of the even and the odd halves of 128 bits of a, then of b; the smaller ones. */
+INLINE vint larger_quarters(vint a, vint b) {
+    return vi_larger(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+INLINE vint smaller_quarters(vint a, vint b) {
+    return vi_smaller(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+/* Of a block the largest of a and of b, and the smallest of c, are found by vi_reduce_eight, together with those of
+ * seven other blocks: `room` has a's and b's by turns, in 16 words, and c in 16 more. */
+INLINE void vi_keep_ranges(uint32_t *room, vint a, vint b, vint c) {
+    vi_store(room, vi_larger(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)));
+    vi_store(room + 16, c);
+}
+
+/* Two blocks' words of vi_keep_ranges: in 128 bits a and b of the first and of the second; c of either by turns. */
+INLINE vint largest_of_two(const uint32_t *room) {
+    vint x = vi_load(room), y = vi_load(room + 32);
+    return vi_larger(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y));
+}
+
+INLINE vint lowest_of_two(const uint32_t *room) {
+    vint x = vi_load(room + 16), y = vi_load(room + 48);
+    return vi_smaller(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+}
+
+INLINE vint lowest_of_four(const uint32_t *room) {
+    vint x = lowest_of_two(room), y = lowest_of_two(room + 64);
+    return vi_smaller(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y));
+}
+
+INLINE void vi_reduce_eight(const uint32_t *room, uint32_t *largest_a, uint32_t *largest_b, uint32_t *lowest_c) {
+    const vint apart = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    vint ab = larger_quarters(larger_quarters(largest_of_two(room), largest_of_two(room + 64)),
+                              larger_quarters(largest_of_two(room + 128), largest_of_two(room + 192)));
+    vint c = smaller_quarters(lowest_of_four(room), lowest_of_four(room + 128));
+    ab = _mm512_permutexvar_epi32(apart, ab);
+    c = smaller_quarters(c, c);
+    _mm256_store_si256((__m256i *)(void *)largest_a, _mm512_castsi512_si256(ab));
+    _mm256_store_si256((__m256i *)(void *)largest_b, _mm512_extracti64x4_epi64(ab, 1));
+    _mm256_store_si256((__m256i *)(void *)lowest_c, _mm512_castsi512_si256(c));
 }
 
 /* ---- planes ---- */
@@ -317,14 +357,46 @@ INLINE vint nibbles(const uint8_t *from) {
     return shifted;
 }
 
-/* Every second level of the codes aligned to 5 bits is one of 4. */
-INLINE m_levels nibble_levels(m_levels levels) {
+/* The levels of even codes of 5 bits, which are those of 4 bits too, and of odd ones. */
+INLINE m_levels levels_apart(m_levels levels) {
     const vint even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return (m_levels){_mm512_permutex2var_ps(levels.low, even, levels.high), levels.high};
+    return (m_levels){_mm512_permutex2var_ps(levels.low, even, levels.high),
+                      _mm512_permutex2var_ps(levels.low, _mm512_or_si512(even, vi_all(1)), levels.high)};
 }
 
 INLINE vfloat m_of_nibbles(const m_source *source, const uint8_t *from) {
     return _mm512_permutexvar_ps(nibbles(from), source->low);
+}
+
+/*
+ * Where 64 values of 5-bit codes, from value `first` of the block on, are in a table of the even codes' values and
+ * after them the odd ones': four bits of the base plane's and a fifth of the bit plane's. Bytes of the base plane go
+ * first to where their two values' lanes are, one for each of eight vectors; of four vectors the places are bytes of a
+ * dword.
+ */
+INLINE void places_of_fives(vint to[4], const uint8_t *base, const uint8_t *bit, int first) {
+    const vint lanes =
+        _mm512_set_epi8(63, 55, 47, 39, 31, 23, 15, 7, 62, 54, 46, 38, 30, 22, 14, 6, 61, 53, 45, 37, 29, 21, 13, 5, 60,
+                        52, 44, 36, 28, 20, 12, 4, 59, 51, 43, 35, 27, 19, 11, 3, 58, 50, 42, 34, 26, 18, 10, 2, 57, 49,
+                        41, 33, 25, 17, 9, 1, 56, 48, 40, 32, 24, 16, 8, 0);
+    const vint nibble = first == 0 ? _mm512_set1_epi64(0x1c140c0418100800) : _mm512_set1_epi64(0x3c342c2438302820);
+    const vint fifth = /* bit 16 k + i of vector k's lane i to bit 4 */
+        _mm512_add_epi8(_mm512_set1_epi32(0x2c1c0cfc), _mm512_mullo_epi32(vi_lane_numbers(), vi_all(0x01010101)));
+    vint x = _mm512_multishift_epi64_epi8(nibble, _mm512_permutexvar_epi8(lanes, load_bytes(base)));
+    vint shifted; /* as in nibbles */
+    __asm__("vpmultishiftqb %1%{1to8%}, %2, %0" : "=v"(shifted) : "m"(*(const uint8_t(*)[8])bit), "v"(fifth));
+    x = _mm512_ternarylogic_epi32(x, shifted, _mm512_set1_epi8(15), 0xe4);
+    to[0] = x;
+    to[1] = vi_shift_right(x, 8);
+    to[2] = vi_shift_right(x, 16);
+    to[3] = vi_shift_right(x, 24);
+}
+
+INLINE void m_of_fives(vfloat to[4], const m_source *source, const uint8_t *base, const uint8_t *bit, int first) {
+    vint places[4];
+    places_of_fives(places, base, bit, first);
+    for (int k = 0; k < 4; k++)
+        to[k] = _mm512_permutex2var_ps(source->low, places[k], source->high);
 }
 
 typedef struct v_source {
@@ -345,6 +417,21 @@ INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, c
     vint code = load_codes(codes);
     to[0] = narrow ? _mm512_permutex2var_ps(source->low, code, source->high)
                    : v_by_arithmetic(code, source->lows, source->shift, source->first);
+}
+
+/* The nodes of even codes and of odd ones. */
+INLINE v_source v_source_apart(const v_source *source) {
+    vint codes = vi_add(vi_lane_numbers(), vi_lane_numbers());
+    vint odd = vi_add(source->lows, vi_shift_left_by(vi_add(codes, vi_all(1)), source->shift));
+    return (v_source){v_by_arithmetic(codes, source->lows, source->shift, source->first), vf_from_bits(odd),
+                      source->lows, source->first, source->shift};
+}
+
+INLINE void v_of_fives(vfloat to[4], const v_source *source, const uint8_t *base, const uint8_t *bit, int first) {
+    vint places[4];
+    places_of_fives(places, base, bit, first);
+    for (int k = 0; k < 4; k++)
+        to[k] = _mm512_permutex2var_ps(source->low, places[k], source->high);
 }
 
 INLINE vfloat v_of_nibbles(const v_source *source, const uint8_t *from) {
