@@ -57,6 +57,9 @@ typedef struct workspace {
         64) uint32_t m_careful[CHUNK_LANES]; /* not 0: needs the prescale, or a magnitude rounds past the last level */
     _Alignas(64) uint32_t v_path[CHUNK_LANES];
     _Alignas(64) uint32_t v_key[CHUNK_LANES];
+    _Alignas(64) uint32_t v_down[CHUNK_LANES]; /* see quantise_v */
+    _Alignas(64) uint32_t v_low_code[CHUNK_LANES];
+    _Alignas(64) uint32_t v_pairs[CHUNK][STQ_BLOCK / 2]; /* random words of v's rounding */
 #if REDUCES_CHUNKS
     _Alignas(64) uint32_t ranges[CHUNK][2 * LANES]; /* see vi_keep_ranges */
 #endif
@@ -126,6 +129,14 @@ INLINE vint hash(vint x) {
     x = vi_xor(x, vi_shift_right(x, 15));
     x = vi_multiply(x, vi_all(0x846ca68bu));
     return vi_xor(x, vi_shift_right(x, 16));
+}
+
+/* The keys of the chunk's blocks; `key` belongs to the first one, see block_key. */
+static void set_keys(workspace *work, uint32_t key) {
+    for (int i = 0; i < CHUNK; i += LANES) {
+        vint number = vi_add(vi_lane_numbers(), vi_all((uint32_t)i));
+        vi_store(work->v_key + i, hash(vi_add(vi_all(key), vi_multiply(number, vi_all(0x9e3779b9u)))));
+    }
 }
 
 /* ---- Decoding ---- */
@@ -388,9 +399,10 @@ INLINE void advance_parameter(float *parameter, vfloat ratio, const rates *c) {
 /* m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2) g^2, p' = decay p - step_size m' / (sqrt(v') + epsilon), and
  * the ranges of m' and v'. vf_decay_m takes m as 0 where it is at its lowest level and g is 0. Root, ratio and
  * parameter of a vector stand one vector apart, so that each finds its operands done: a core whose window of
- * instructions another thread shares does not reach from one vector's root to the next one's otherwise. */
+ * instructions another thread shares does not reach from one vector's root to the next one's otherwise. Random numbers
+ * for v's rounding are made here, where they fill the time of roots and divisions. */
 INLINE void advance_block(workspace *work, int block, float *parameter, const float *gradient, const rates *c,
-                          const old_moments *old, const int m_kind, const int v_kind) {
+                          const old_moments *old, const mixer *mix, const int m_kind, const int v_kind) {
     float *m_floats = work->m[block], *v_floats = work->v[block];
     enum { MOST = GROUP > 4 ? GROUP : 4 };
     vfloat m_group[MOST], v_group[MOST], last_m = c->decay, root = c->decay, ratio = c->decay;
@@ -416,6 +428,8 @@ INLINE void advance_block(workspace *work, int block, float *parameter, const fl
             v_largest = i == 0 ? vi_bits(v) : vi_larger(v_largest, vi_bits(v));
             v_lowest = i == 0 ? vi_bits(v) : vi_smaller(v_lowest, vi_bits(v));
         }
+        if (i % (2 * LANES) == 0)
+            vi_store(work->v_pairs[block] + i / 2, random_pairs(work->v_key[block], i / 2, mix));
         if (i >= 2 * LANES)
             advance_parameter(parameter + i - 2 * LANES, ratio, c);
         if (i >= LANES)
@@ -432,10 +446,11 @@ INLINE void advance(workspace *work, float *parameter, const float *gradient, co
                     const int v_kind) {
     const rates c = make_rates(plan->coefficients);
     const old_planes planes = old_planes_of(work, plan, m_kind);
+    const mixer mix = make_mixer();
     for (int block = 0; block < work->blocks; block++) {
         old_moments old;
         set_old_moments(&old, work, block, &planes, m_kind, v_kind);
-        advance_block(work, block, parameter + block * STQ_BLOCK, gradient + block * STQ_BLOCK, &c, &old, m_kind,
+        advance_block(work, block, parameter + block * STQ_BLOCK, gradient + block * STQ_BLOCK, &c, &old, &mix, m_kind,
                       v_kind);
     }
     find_ranges(work);
@@ -637,6 +652,7 @@ static void begin_chunk(workspace *work, const item_plan *plan) {
     }
     read_states(work, plan);
     read_scales(work, plan);
+    set_keys(work, block_key(plan, plan->v_key, work->first));
     plan->advance(work, parameter, gradient, plan);
     for (int i = 0; (plan->shared || work->count < STQ_BLOCK) && i < work->blocks; i++)
         find_range(work, i);
@@ -664,7 +680,7 @@ static void finish_chunk(workspace *work, const item_plan *plan) {
     const stq_item *item = plan->item;
     prepare_m(work);
     if (stq_is_coded(item->v_out.bits))
-        prepare_v(work, item->v_out.bits, block_key(plan, plan->v_key, work->first));
+        prepare_v(work, item->v_out.bits);
     plan->encode_m(work, &item->m_out);
     plan->encode_v(work, &item->v_out);
     float *parameter = element(item->parameter, item->parameter_type, work->first);
@@ -761,6 +777,13 @@ static void load_chunk(workspace *work, const float *values, bool second) {
         find_range(work, 0);
 }
 
+static void make_pairs(workspace *work) {
+    const mixer mix = make_mixer();
+    for (int block = 0; block < work->blocks; block++)
+        for (int i = 0; i < STQ_BLOCK / 2; i += LANES)
+            vi_store(work->v_pairs[block] + i, random_pairs(work->v_key[block], i, &mix));
+}
+
 static __attribute__((noinline)) void encode_blocks(const stq_planes *planes, stq_state state, const float *values,
                                                     int64_t count, int64_t first_block, int64_t end_block,
                                                     const stq_random *random) {
@@ -773,7 +796,9 @@ static __attribute__((noinline)) void encode_blocks(const stq_planes *planes, st
         set_chunk(&work, block, end_block, count);
         load_chunk(&work, values, second);
         if (second) {
-            prepare_v(&work, planes->bits, key + (uint32_t)(random->first_block + block) * 0x9e3779b9u);
+            set_keys(&work, key + (uint32_t)(random->first_block + block) * 0x9e3779b9u);
+            make_pairs(&work);
+            prepare_v(&work, planes->bits);
             v_encoders[planes->bits](&work, planes);
         } else {
             prepare_m(&work);
