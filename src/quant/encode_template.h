@@ -92,8 +92,8 @@ INLINE uint32_t v_floor(uint32_t word, uint32_t bits) {
  * word; with s < 0 both are shifted left. `low` is a multiple of the cell, so that it can be taken off afterwards, from
  * the codes. Above 5 bits s may be negative: everything is moved up by bits - 5 first, which overflows bits that the
  * code does not reach. `general` blocks have values that are 0 or lie below the lattice's floor. */
-INLINE void quantise_v(uint8_t *codes, const workspace *work, int block, const coder *constants, word_lanes words,
-                       const uint32_t bits, const bool general) {
+INLINE void quantise_v(uint8_t *codes, const workspace *work, int block, const coder *constants, const uint32_t bits,
+                       const bool general) {
     const float *v = work->v[block];
     const int up = v_moved_up(bits);
     const vcount down = vi_count((int)work->v_down[block]);
@@ -102,16 +102,13 @@ INLINE void quantise_v(uint8_t *codes, const workspace *work, int block, const c
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += 4 * LANES) {
         vint x[4];
-        for (int k = 0; k < 4; k += 2) {
-            vint pairs = vi_load(work->v_pairs[block] + (i + k * LANES) / 2);
-            for (int half = 0; half < 2; half++) {
-                vint value = vi_bits(vf_load(v + i + (k + half) * LANES));
-                vint raised = general ? vi_larger(value, floor_bits) : value;
-                if (up > 0)
-                    raised = vi_shift_left(raised, up);
-                raised = vi_add(vi_shift_right_by(raised, down), vi_words(pairs, half, words));
-                x[k + half] = general ? vi_where_zero(value, vi_all(low_code << 16), raised) : raised;
-            }
+        for (int k = 0; k < 4; k++) {
+            vint value = vi_bits(vf_load(v + i + k * LANES));
+            vint raised = general ? vi_larger(value, floor_bits) : value;
+            if (up > 0)
+                raised = vi_shift_left(raised, up);
+            raised = vi_add(vi_shift_right_by(raised, down), vi_load(work->v_random[block] + i + k * LANES));
+            x[k] = general ? vi_where_zero(value, vi_all(low_code << 16), raised) : raised;
         }
         store_third_bytes(codes + i, constants, x[0], x[1], x[2], x[3], low_code, up == 0);
     }
@@ -163,14 +160,14 @@ static uint32_t lowest_positive(const float *v, int count) {
 }
 
 INLINE void encode_v_block(const workspace *work, const stq_planes out, int block, const coder *constants,
-                           word_lanes words, const uint32_t bits, const uint32_t path) {
+                           const uint32_t bits, const uint32_t path) {
     _Alignas(64) uint8_t codes[STQ_BLOCK];
     const float *v = work->v[block];
     stq_lattice lattice = stq_v_lattice(work->v_word[block], bits);
     if (path == V_PLAIN)
-        quantise_v(codes, work, block, constants, words, bits, false);
+        quantise_v(codes, work, block, constants, bits, false);
     else if (path == V_GENERAL)
-        quantise_v(codes, work, block, constants, words, bits, true);
+        quantise_v(codes, work, block, constants, bits, true);
     else if (path == V_WIDE)
         quantise_v_wide(codes, v, &lattice, work->v_key[block], constants);
     else if (path == V_CUT)
@@ -188,9 +185,8 @@ INLINE void encode_v(const workspace *work, const stq_planes *planes, const uint
     const int blocks = work->blocks;
     for (int block = 0; block < blocks; block++) {
         const coder constants = make_coder(0, bits);
-        const word_lanes words = make_word_lanes();
         for (; block < blocks && work->v_path[block] == V_PLAIN; block++)
-            encode_v_block(work, out, block, &constants, words, bits, V_PLAIN);
+            encode_v_block(work, out, block, &constants, bits, V_PLAIN);
         if (block < blocks)
             other(work, planes, block);
     }
@@ -271,7 +267,7 @@ static void prepare_v(workspace *work, uint32_t bits) {
     static __attribute__((noinline)) void encode_v_other_##BITS(const workspace *work, const stq_planes *planes, \
                                                                 int block) {                                     \
         const coder constants = make_coder(0, BITS);                                                             \
-        encode_v_block(work, *planes, block, &constants, make_word_lanes(), BITS, work->v_path[block]);          \
+        encode_v_block(work, *planes, block, &constants, BITS, work->v_path[block]);                             \
     }                                                                                                            \
     static void encode_v_##BITS(const workspace *work, const stq_planes *planes) {                               \
         encode_v(work, planes, BITS, encode_v_other_##BITS);                                                     \
