@@ -1,24 +1,28 @@
 /*
- * kernel_template.h - the one body of the fast kernels, with encode_template.h and plain_template.h, included once by
- * the file of each instruction set (x86/avx512.c, x86/avx2.c, arm/neon.c) after it has defined its vector layer. The
- * results are those of reference.c, byte for byte: the same IEEE operations in the same order; only the integer work in
- * between is arranged differently, and says why that is the same.
+ * kernel_template.h - the one body of the fast kernels, with advance_template.h, encode_template.h and
+ * plain_template.h, included once by the file of each instruction set (x86/avx512.c, x86/avx2.c, arm/neon.c) after it
+ * has defined its vector layer. The results are those of reference.c, byte for byte: the same IEEE operations in the
+ * same order; only the integer work in between is arranged differently, and says why that is the same.
  *
  * Blocks go through in chunks of eight, in stages that hand them on in a workspace of the level-1 cache: planes are
  * unpacked into codes of one byte; codes become values, new moments and new parameters in one loop; the ranges of the
  * moments become scale words, the chunk's blocks side by side in the lanes; moments become codes and planes. Only
  * packing and unpacking know the width: codes are aligned so that everything else is the same for all widths, or for
  * those up to 5 bits and those above. So 7 + 7 + 7 small functions serve all 49 pairs of widths, transitions included,
- * and nothing branches per value. Where LOOKS_UP_NIBBLES is set, two moments of 4 bits skip unpacking: m_of_nibbles and
- * v_of_nibbles make LANES values out of the plane.
+ * and nothing branches per value. Where LOOKS_UP_PLANES is set, two moments of 4 or of 5 bits skip unpacking:
+ * m_of_nibbles and v_of_nibbles make LANES values out of the plane, m_of_fives and v_of_fives four times as many out of
+ * two.
  *
  * The vector layer:
- *   LANES, vfloat, vint, vcount   a vector of LANES floats or 32-bit integers, and a shift common to all lanes
- *   vf_..., vi_...                arithmetic, named after what it does
- *   unpack, pack                  between the planes of a block and 128 codes of one byte; each may have the codes in
- * an order of its own inside groups of GROUP vectors m_source, v_source, m_values, v_values   from unpacked codes to
- * GROUP vectors of values store_sign_codes, store_third_bytes      the last step to codes: four vectors to 4 LANES
- * bytes
+ * - LANES, vfloat, vint, vcount: a vector of LANES floats or 32-bit integers, and a shift common to all lanes
+ * - vf_..., vi_...: arithmetic, named after what it does
+ * - vi_keep, word_lanes, coder: constants that stay in their registers in a loop over blocks
+ * - unpack: the planes of a block to 128 codes of one byte, in an order of its own inside groups of GROUP vectors
+ * - pack: the way back, from codes in the order that code_place tells
+ * - m_levels, m_source, v_source, m_values, v_values: from unpacked codes to GROUP vectors of values
+ * - store_sign_codes, store_third_bytes: the last step to codes, four vectors to 4 LANES bytes
+ * - vi_reduce: the ranges of a block out of those of the lanes; where REDUCES_CHUNKS is set, vi_keep_ranges and
+ *   vi_reduce_eight do that for eight blocks together
  */
 
 /* Blocks in a chunk: so few that a chunk stays in the cache together with its gradients and parameters. */
@@ -41,6 +45,11 @@ typedef struct workspace {
     _Alignas(64) float v[CHUNK][STQ_BLOCK];
     _Alignas(64) uint8_t m_codes[CHUNK][STQ_BLOCK];
     _Alignas(64) uint8_t v_codes[CHUNK][STQ_BLOCK];
+    _Alignas(64) float m_scale[CHUNK_LANES]; /* of the old codes: scales, lowest levels */
+    _Alignas(64) float m_lowest[CHUNK_LANES];
+    _Alignas(64) uint32_t v_low[CHUNK_LANES]; /* lattices, for codes as they are aligned */
+    _Alignas(64) uint32_t v_shift[CHUNK_LANES];
+    _Alignas(64) uint32_t v_first[CHUNK_LANES];
     _Alignas(64) uint32_t m_largest[CHUNK_LANES]; /* bits of the largest magnitude of m */
     _Alignas(64) uint32_t v_largest[CHUNK_LANES]; /* largest and smallest bits of v, where 0 counts */
     _Alignas(64) uint32_t v_lowest[CHUNK_LANES];
@@ -51,6 +60,12 @@ typedef struct workspace {
         64) uint32_t m_careful[CHUNK_LANES]; /* not 0: needs the prescale, or a magnitude rounds past the last level */
     _Alignas(64) uint32_t v_path[CHUNK_LANES];
     _Alignas(64) uint32_t v_key[CHUNK_LANES];
+    _Alignas(64) uint32_t v_down[CHUNK_LANES]; /* see quantise_v */
+    _Alignas(64) uint32_t v_low_code[CHUNK_LANES];
+    _Alignas(64) uint32_t v_random[CHUNK][STQ_BLOCK]; /* random words of v's rounding */
+#if REDUCES_CHUNKS
+    _Alignas(64) uint32_t ranges[CHUNK][2 * LANES]; /* see vi_keep_ranges */
+#endif
     int64_t first; /* the chunk's first block */
     int blocks;    /* 1 to CHUNK */
     int count;     /* values of a block: 128, or less if the only block is partial */
@@ -68,7 +83,7 @@ typedef void encode_stage(const workspace *work, const stq_planes *planes);
 /* How the codes of one width become values of m. */
 typedef struct m_decoder {
     unpack_stage *unpack;
-    float lowest;             /* the lowest level, relative to the scale */
+    float lowest;             /* the lowest level, relative to the scale; not a number without codes */
     uint32_t offset;          /* see m_by_arithmetic */
     float levels[STQ_LEVELS]; /* of all narrow codes */
 } m_decoder;
@@ -78,11 +93,12 @@ struct item_plan {
     const stq_coefficients *coefficients;
     m_decoder m_in, m_out;
     unpack_stage *unpack_v;
+    uint32_t v_finest;      /* shift of v's finest lattice for old codes as they are aligned */
     advance_stage *advance; /* from codes, or from floats where a state has no planes or float32 ones */
     bool m_from_floats;
     bool v_from_floats;
-    bool shared;  /* v_in holds means */
-    bool nibbles; /* both have 4 bits, which `advance` takes from the planes */
+    bool shared;      /* v_in holds means */
+    bool from_planes; /* `advance` looks codes up in the planes */
     encode_stage *encode_m, *encode_v;
     uint32_t v_key; /* the part of stq_block_key that all blocks share */
     uint32_t parameter_key;
@@ -90,13 +106,23 @@ struct item_plan {
 
 /* ---- Random numbers ---- */
 
+/* What a loop over blocks keeps in registers: the factors of stq_mix_pair, and what vi_words needs. */
+typedef struct mixer {
+    vint first, second;
+    word_lanes words;
+} mixer;
+
+INLINE mixer make_mixer(void) {
+    return (mixer){vi_keep(vi_all(0x7feb352du)), vi_keep(vi_all(0x846ca68bu)), make_word_lanes()};
+}
+
 /* LANES pairs of random words, number `first` and up, in the order from which vi_words takes them. The last line of
  * stq_random_pair and its first two are as there. */
-INLINE vint random_pairs(uint32_t key, int first) {
+INLINE vint random_pairs(uint32_t key, int first, const mixer *mix) {
     vint x = vi_xor(vi_all(key), vi_multiply(vi_add(vi_pair_numbers(), vi_all((uint32_t)first)), vi_all(0x2545f491u)));
-    x = vi_multiply(x, vi_all(0x7feb352du));
+    x = vi_multiply(x, mix->first);
     x = vi_xor(x, vi_shift_right(x, 15));
-    x = vi_multiply(x, vi_all(0x846ca68bu));
+    x = vi_multiply(x, mix->second);
     return vi_xor(x, vi_shift_right(x, 16));
 }
 
@@ -106,6 +132,21 @@ INLINE vint hash(vint x) {
     x = vi_xor(x, vi_shift_right(x, 15));
     x = vi_multiply(x, vi_all(0x846ca68bu));
     return vi_xor(x, vi_shift_right(x, 16));
+}
+
+/* The keys of the chunk's blocks; `key` belongs to the first one, see block_key. */
+static void set_keys(workspace *work, uint32_t key) {
+    for (int i = 0; i < CHUNK; i += LANES) {
+        vint number = vi_add(vi_lane_numbers(), vi_all((uint32_t)i));
+        vi_store(work->v_key + i, hash(vi_add(vi_all(key), vi_multiply(number, vi_all(0x9e3779b9u)))));
+    }
+}
+
+/* Random words for 2 LANES values, from value i of the block on. */
+INLINE void make_words(workspace *work, int block, int i, const mixer *mix) {
+    vint pairs = random_pairs(work->v_key[block], i / 2, mix);
+    vi_store(work->v_random[block] + i, vi_words(pairs, 0, mix->words));
+    vi_store(work->v_random[block] + i + LANES, vi_words(pairs, 1, mix->words));
 }
 
 /* ---- Decoding ---- */
@@ -137,6 +178,8 @@ static unpack_stage *const unpack_stages[] = {NULL,     NULL,     unpack_2, unpa
 static m_decoder make_m_decoder(uint32_t bits) {
     m_decoder decoder;
     decoder.unpack = NULL;
+    decoder.lowest = NAN;
+    decoder.offset = 0;
     if (!stq_is_coded(bits))
         return decoder;
     decoder.unpack = unpack_stages[bits];
@@ -155,7 +198,7 @@ INLINE v_source v_source_of(const stq_planes *planes, int64_t block) {
 }
 
 INLINE m_source m_source_of(const m_decoder *decoder, const stq_planes *planes, int64_t block) {
-    return make_m_source(stq_m_scale(planes->scales[block]), decoder->levels, decoder->offset);
+    return make_m_source(stq_m_scale(planes->scales[block]), load_levels(decoder->levels), decoder->offset);
 }
 
 INLINE void values_of_m(float *to, const uint8_t *codes, const m_source *source, const bool narrow) {
@@ -211,146 +254,7 @@ static void decode_v(float *to, const stq_planes *planes, int64_t block, int cou
         values_of_v(to, codes, &source, false);
 }
 
-/* ---- Moments and parameters ---- */
-
-/* What a value of a moment is made from: the old one from unpacked codes, the planes of 4-bit codes themselves or
- * floats, a shared v from floats that are those of this step already. */
-enum { NARROW_CODES, WIDE_CODES, NIBBLES, FLOATS, SHARED };
-
-/* What all blocks of an item share. */
-typedef struct rates {
-    vfloat factor, beta1, one_minus_beta1, beta2, one_minus_beta2, decay, epsilon, minus_step;
-} rates;
-
-INLINE rates make_rates(const stq_coefficients *c) {
-    return (rates){.factor = vf_all(c->gradient_factor),
-                   .beta1 = vf_all(c->beta1),
-                   .one_minus_beta1 = vf_all(c->one_minus_beta1),
-                   .beta2 = vf_all(c->beta2),
-                   .one_minus_beta2 = vf_all(c->one_minus_beta2),
-                   .decay = vf_all(c->decay),
-                   .epsilon = vf_all(c->epsilon),
-                   .minus_step = vf_all(-c->step_size)};
-}
-
-/* Where the old moments of a block come from. */
-typedef struct old_moments {
-    m_source m;
-    v_source v;
-    vint dead; /* the lowest level of m */
-    const uint8_t *m_codes, *v_codes;
-    const float *m_floats, *v_floats;
-} old_moments;
-
-INLINE void set_old_moments(old_moments *old, const workspace *work, int block, const item_plan *plan, const int m_kind,
-                            const int v_kind) {
-    const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
-    int64_t at = work->first + block;
-    float lowest = stq_is_coded(m_in->bits) ? plan->m_in.lowest * stq_m_scale(m_in->scales[at]) : NAN;
-    old->dead = vi_bits(vf_all(lowest));
-    if (m_kind != FLOATS)
-        old->m = m_source_of(&plan->m_in, m_in, at);
-    if (v_kind != FLOATS && v_kind != SHARED)
-        old->v = v_source_of(v_in, at);
-    old->m_codes = m_kind == NIBBLES ? m_in->base + at * (STQ_BLOCK / 2) : work->m_codes[block];
-    old->v_codes = v_kind == NIBBLES ? v_in->base + at * (STQ_BLOCK / 2) : work->v_codes[block];
-    old->m_floats = work->m[block];
-    old->v_floats = work->v[block];
-}
-
-/* GROUP vectors of m and v, from value i of the block on. */
-INLINE void load_old_moments(vfloat *m, vfloat *v, const old_moments *old, int i, const int m_kind, const int v_kind) {
-#if LOOKS_UP_NIBBLES
-    if (m_kind == NIBBLES)
-        m[0] = m_of_nibbles(&old->m, old->m_codes + i / 2);
-    if (v_kind == NIBBLES)
-        v[0] = v_of_nibbles(&old->v, old->v_codes + i / 2);
-#endif
-    if (m_kind == NARROW_CODES || m_kind == WIDE_CODES)
-        m_values(m, &old->m, old->m_codes + i, m_kind == NARROW_CODES);
-    if (v_kind == NARROW_CODES || v_kind == WIDE_CODES)
-        v_values(v, &old->v, old->v_codes + i, v_kind == NARROW_CODES);
-    for (int k = 0; k < GROUP; k++) {
-        if (m_kind == FLOATS)
-            m[k] = vf_load(old->m_floats + i + k * LANES);
-        if (v_kind == FLOATS || v_kind == SHARED)
-            v[k] = vf_load(old->v_floats + i + k * LANES);
-    }
-}
-
-/* A vector of p' = decay p - step_size `ratio`. */
-INLINE void advance_parameter(float *parameter, vfloat ratio, const rates *c) {
-    vf_store(parameter, vf_fma(c->minus_step, ratio, vf_multiply(vf_load(parameter), c->decay)));
-}
-
-/* m' = beta1 m + (1 - beta1) g, v' = beta2 v + (1 - beta2) g^2, p' = decay p - step_size m' / (sqrt(v') + epsilon), and
- * the ranges of m' and v'. vf_decay_m takes m as 0 where it is at its lowest level and g is 0. Root, ratio and
- * parameter of a vector stand one vector apart, so that each finds its operands done: a core whose window of
- * instructions another thread shares does not reach from one vector's root to the next one's otherwise. */
-INLINE void advance_block(workspace *work, int block, float *parameter, const float *gradient, const rates *c,
-                          const old_moments *old, const int m_kind, const int v_kind) {
-    float *m_floats = work->m[block], *v_floats = work->v[block];
-    vfloat m_group[GROUP], v_group[GROUP], last_m = c->decay, root = c->decay, ratio = c->decay;
-    vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(0);
-    UNROLL
-    for (int i = 0; i < STQ_BLOCK; i += LANES) {
-        if (i / LANES % GROUP == 0)
-            load_old_moments(m_group, v_group, old, i, m_kind, v_kind);
-        vfloat m = m_group[i / LANES % GROUP], v = v_group[i / LANES % GROUP];
-        vfloat g = vf_multiply(vf_load(gradient + i), c->factor);
-        if (v_kind != SHARED)
-            v = vf_fma(c->beta2, v, vf_multiply(c->one_minus_beta2, vf_multiply(g, g)));
-        m = vf_decay_m(c->beta1, m, vf_multiply(c->one_minus_beta1, g), g, old->dead);
-        vf_store(m_floats + i, m);
-        m_largest = i == 0 ? vi_magnitude(m) : vi_larger(m_largest, vi_magnitude(m));
-        if (v_kind != SHARED) {
-            vf_store(v_floats + i, v);
-            v_largest = i == 0 ? vi_bits(v) : vi_larger(v_largest, vi_bits(v));
-            v_lowest = i == 0 ? vi_bits(v) : vi_smaller(v_lowest, vi_bits(v));
-        }
-        if (i >= 2 * LANES)
-            advance_parameter(parameter + i - 2 * LANES, ratio, c);
-        if (i >= LANES)
-            ratio = vf_divide(last_m, vf_add(root, c->epsilon));
-        root = vf_square_root(v);
-        last_m = m;
-    }
-    advance_parameter(parameter + STQ_BLOCK - 2 * LANES, ratio, c);
-    advance_parameter(parameter + STQ_BLOCK - LANES, vf_divide(last_m, vf_add(root, c->epsilon)), c);
-    vi_reduce(m_largest, v_largest, v_lowest, &work->m_largest[block], &work->v_largest[block], &work->v_lowest[block]);
-}
-
-INLINE void advance(workspace *work, float *parameter, const float *gradient, const item_plan *plan, const int m_kind,
-                    const int v_kind) {
-    const rates c = make_rates(plan->coefficients);
-    for (int block = 0; block < work->blocks; block++) {
-        old_moments old;
-        set_old_moments(&old, work, block, plan, m_kind, v_kind);
-        advance_block(work, block, parameter + block * STQ_BLOCK, gradient + block * STQ_BLOCK, &c, &old, m_kind,
-                      v_kind);
-    }
-}
-
-#define DEFINE_ADVANCE(NAME, M_KIND, V_KIND)                                                                      \
-    static void advance_##NAME(workspace *work, float *parameter, const float *gradient, const item_plan *plan) { \
-        advance(work, parameter, gradient, plan, M_KIND, V_KIND);                                                 \
-    }
-DEFINE_ADVANCE(narrow_narrow, NARROW_CODES, NARROW_CODES)
-DEFINE_ADVANCE(narrow_wide, NARROW_CODES, WIDE_CODES)
-DEFINE_ADVANCE(wide_narrow, WIDE_CODES, NARROW_CODES)
-DEFINE_ADVANCE(wide_wide, WIDE_CODES, WIDE_CODES)
-DEFINE_ADVANCE(floats, FLOATS, FLOATS)
-#if LOOKS_UP_NIBBLES
-DEFINE_ADVANCE(nibbles, NIBBLES, NIBBLES)
-#endif
-DEFINE_ADVANCE(narrow_shared, NARROW_CODES, SHARED)
-DEFINE_ADVANCE(wide_shared, WIDE_CODES, SHARED)
-DEFINE_ADVANCE(floats_shared, FLOATS, SHARED)
-
-/* Indexed by whether m and v are narrow. */
-static advance_stage *const advance_stages[2][2] = {{advance_wide_wide, advance_wide_narrow},
-                                                    {advance_narrow_wide, advance_narrow_narrow}};
-
+#include "quant/advance_template.h"
 #include "quant/encode_template.h"
 
 /* ---- Gradients and parameters of other types ---- */
@@ -394,11 +298,12 @@ static void store_array(void *to, const float *from, uint32_t dtype, int count, 
             stq_store_float(to, dtype, i, from[i], i % 2 == 0 ? pair & 0xffffu : pair >> 16);
         }
     } else if (dtype == STQ_BFLOAT16) {
+        const mixer mix = make_mixer();
         for (int i = 0; i < STQ_BLOCK; i += 2 * LANES) {
-            vint pairs = random_pairs(key, i / 2);
+            vint pairs = random_pairs(key, i / 2, &mix);
             for (int half = 0; half < 2; half++)
-                store_parameter(to, i + half * LANES, vf_load(from + i + half * LANES), vi_words(pairs, half),
-                                STQ_BFLOAT16);
+                store_parameter(to, i + half * LANES, vf_load(from + i + half * LANES),
+                                vi_words(pairs, half, mix.words), STQ_BFLOAT16);
         }
     } else {
         for (int i = 0; i < STQ_BLOCK; i += LANES)
@@ -443,6 +348,38 @@ static void find_range(workspace *work, int block) {
     work->v_lowest[block] = lowest;
 }
 
+/* The scale words of the chunk's blocks, each in the upper half of a float; words after the last one are 0. */
+INLINE void load_scale_words(float *to, const workspace *work, const stq_planes *planes) {
+    uint16_t words[CHUNK_LANES] = {0};
+    if (work->blocks == CHUNK) /* the usual case, and then a single move */
+        memcpy(words, planes->scales + work->first, CHUNK * sizeof *words);
+    else
+        memcpy(words, planes->scales + work->first, (size_t)work->blocks * sizeof *words);
+    for (int i = 0; i < CHUNK; i += LANES)
+        vf_store(to + i, vf_load_bfloat16(words + i));
+}
+
+/* What the old codes' scale words stand for, the chunk's blocks side by side: see stq_m_scale and stq_v_lattice. */
+static void read_scales(workspace *work, const item_plan *plan) {
+    const stq_planes *m_in = &plan->item->m_in, *v_in = &plan->item->v_in;
+    bool m_coded = stq_is_coded(m_in->bits), v_coded = stq_is_coded(v_in->bits);
+    _Alignas(64) float v_words[CHUNK_LANES];
+    if (m_coded)
+        load_scale_words(work->m_scale, work, m_in);
+    if (v_coded)
+        load_scale_words(v_words, work, v_in);
+    for (int i = 0; i < CHUNK; i += LANES) {
+        vfloat lowest = vf_all(plan->m_in.lowest);
+        vf_store(work->m_lowest + i, m_coded ? vf_multiply(lowest, vf_load(work->m_scale + i)) : lowest);
+        if (!v_coded)
+            continue;
+        vint word = vi_shift_right(vi_bits(vf_load(v_words + i)), 16);
+        vi_store(work->v_low + i, vi_shift_left(vi_shift_right(word, 4), 19));
+        vi_store(work->v_shift + i, vi_add(vi_and(vi_shift_right(word, 1), vi_all(7)), vi_all(plan->v_finest)));
+        vi_store(work->v_first + i, vi_and_not(word, vi_all(1)));
+    }
+}
+
 /* Fills the codes or the floats that the moments are made from. */
 static void read_states(workspace *work, const item_plan *plan) {
     const stq_item *item = plan->item;
@@ -457,7 +394,7 @@ static void read_states(workspace *work, const item_plan *plan) {
     if (plan->shared)
         stq_shared_values(work->v[0], &item->v_in, item->cols, (item->first_block + work->first) * STQ_BLOCK,
                           work->blocks * work->count);
-    if (plan->nibbles)
+    if (plan->from_planes)
         return;
     if (!plan->m_from_floats)
         plan->m_in.unpack(work->m_codes[0], &item->m_in, work->first, work->blocks);
@@ -490,6 +427,8 @@ static void begin_chunk(workspace *work, const item_plan *plan) {
         gradient = work->g[0];
     }
     read_states(work, plan);
+    read_scales(work, plan);
+    set_keys(work, block_key(plan, plan->v_key, work->first));
     plan->advance(work, parameter, gradient, plan);
     for (int i = 0; (plan->shared || work->count < STQ_BLOCK) && i < work->blocks; i++)
         find_range(work, i);
@@ -517,7 +456,7 @@ static void finish_chunk(workspace *work, const item_plan *plan) {
     const stq_item *item = plan->item;
     prepare_m(work);
     if (stq_is_coded(item->v_out.bits))
-        prepare_v(work, item->v_out.bits, block_key(plan, plan->v_key, work->first));
+        prepare_v(work, item->v_out.bits);
     plan->encode_m(work, &item->m_out);
     plan->encode_v(work, &item->v_out);
     float *parameter = element(item->parameter, item->parameter_type, work->first);
@@ -539,14 +478,15 @@ static void plan_sources(item_plan *plan, uint32_t m_in, uint32_t v_in) {
                                           : advance_wide_shared;
     else
         plan->advance = m_coded && v_coded ? advance_stages[is_narrow(m_in)][is_narrow(v_in)] : advance_floats;
-#if LOOKS_UP_NIBBLES
-    plan->nibbles = m_in == 4 && v_in == 4;
-    if (plan->nibbles)
-        plan->advance = advance_nibbles;
+#if LOOKS_UP_PLANES
+    plan->from_planes = m_in == v_in && (m_in == 4 || m_in == 5);
+    if (plan->from_planes)
+        plan->advance = m_in == 4 ? advance_nibbles : advance_fives;
 #endif
     plan->m_from_floats = !m_coded || !(v_coded || plan->shared);
     plan->v_from_floats = !plan->shared && !(m_coded && v_coded);
     plan->unpack_v = v_coded ? unpack_stages[v_in] : NULL;
+    plan->v_finest = stq_v_finest(v_in) - (plan->from_planes ? 0 : alignment(v_in) - v_in);
     plan->m_in = make_m_decoder(m_in);
 }
 
@@ -606,10 +546,18 @@ static void load_chunk(workspace *work, const float *values, bool second) {
             largest = vi_larger(largest, vi_bits(value));
             lowest = vi_smaller(lowest, vi_bits(value));
         }
-        vi_reduce(magnitude, largest, lowest, &work->m_largest[block], &work->v_largest[block], &work->v_lowest[block]);
+        keep_ranges(work, block, magnitude, largest, lowest);
     }
+    find_ranges(work);
     if (second && work->count < STQ_BLOCK)
         find_range(work, 0);
+}
+
+static void make_all_words(workspace *work) {
+    const mixer mix = make_mixer();
+    for (int block = 0; block < work->blocks; block++)
+        for (int i = 0; i < STQ_BLOCK; i += 2 * LANES)
+            make_words(work, block, i, &mix);
 }
 
 static __attribute__((noinline)) void encode_blocks(const stq_planes *planes, stq_state state, const float *values,
@@ -624,7 +572,9 @@ static __attribute__((noinline)) void encode_blocks(const stq_planes *planes, st
         set_chunk(&work, block, end_block, count);
         load_chunk(&work, values, second);
         if (second) {
-            prepare_v(&work, planes->bits, key + (uint32_t)(random->first_block + block) * 0x9e3779b9u);
+            set_keys(&work, key + (uint32_t)(random->first_block + block) * 0x9e3779b9u);
+            make_all_words(&work);
+            prepare_v(&work, planes->bits);
             v_encoders[planes->bits](&work, planes);
         } else {
             prepare_m(&work);

@@ -9,9 +9,10 @@ INLINE void step_float32_block(void *parameter, const void *gradient, float *m_s
     const vfloat one_minus_beta1 = vf_all(c->one_minus_beta1), decay = vf_all(c->decay);
     const vfloat beta2 = vf_all(c->beta2), one_minus_beta2 = vf_all(c->one_minus_beta2);
     const vfloat root = vf_all(c->plain_root), epsilon = vf_all(c->plain_epsilon), minus_step = vf_all(-c->plain_step);
+    const mixer mix = make_mixer();
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += 2 * LANES) {
-        vint pairs = parameter_type == STQ_BFLOAT16 ? random_pairs(key, i / 2) : vi_all(0);
+        vint pairs = parameter_type == STQ_BFLOAT16 ? random_pairs(key, i / 2, &mix) : vi_all(0);
         for (int half = 0; half < 2; half++) {
             int at = i + half * LANES;
             vfloat g = vf_multiply(load_float(gradient, at, gradient_type), factor);
@@ -23,7 +24,7 @@ INLINE void step_float32_block(void *parameter, const void *gradient, float *m_s
             vfloat p = vf_multiply(load_float(parameter, at, parameter_type), decay);
             vfloat denominator = vf_add(vf_divide(vf_square_root(v), root), epsilon);
             p = vf_add(p, vf_divide(vf_multiply(minus_step, m), denominator));
-            store_parameter(parameter, at, p, parameter_type == STQ_BFLOAT16 ? vi_words(pairs, half) : pairs,
+            store_parameter(parameter, at, p, parameter_type == STQ_BFLOAT16 ? vi_words(pairs, half, mix.words) : pairs,
                             parameter_type);
         }
     }

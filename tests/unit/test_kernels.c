@@ -23,7 +23,8 @@ static bool same_planes(const stq_planes *a, const stq_planes *b, int64_t count)
     return memcmp(a->scales, b->scales, (size_t)stq_block_count(count) * sizeof(uint16_t)) == 0;
 }
 
-/* Values of a kind: 0 Gaussian, 1 many octaves, 2 with zeros, 3 zeros, 4 tiny, 5 huge, 6 infinite squares, 7 equal. */
+/* Values of a kind: 0 Gaussian, 1 many octaves, 2 with zeros, 3 zeros, 4 tiny, 5 huge, 6 infinite squares, 7 equal, 8
+ * not numbers, with a sign. */
 static void fill(float *values, int64_t count, uint32_t kind, bool positive) {
     for (int64_t i = 0; i < count; i++) {
         float x = test_gaussian(kind + 100, (uint32_t)i);
@@ -50,10 +51,13 @@ static void fill(float *values, int64_t count, uint32_t kind, bool positive) {
         case 7:
             x = 0.375f;
             break;
+        case 8:
+            x = hash % 5 == 0 ? stq_bits_float(0xffc00000u) : x;
+            break;
         default:
             break;
         }
-        values[i] = positive ? fabsf(x) : x;
+        values[i] = positive && !isnan(x) ? fabsf(x) : x;
     }
 }
 
@@ -82,12 +86,12 @@ static void test_all_lengths(void **state) {
         const stq_kernels *kernels = stq_find_kernels(names[k]);
         if (kernels == NULL)
             continue;
-        for (uint32_t kind = 0; kind < 8; kind++)
+        for (uint32_t kind = 0; kind < 9; kind++)
             for (uint32_t bits = 2; bits <= 8; bits++)
                 for (int64_t count = 1; count <= LONGEST; count += kind == 0 || count > 120 ? 1 : 17) {
                     float values[LONGEST + 1];
                     fill(values + 1, count, kind, false);
-                    if (kind != 6)
+                    if (kind != 6 && kind != 8)
                         check_encoding(kernels, bits, STQ_FIRST_MOMENT, values + 1, count);
                     fill(values + 1, count, kind, true);
                     check_encoding(kernels, bits, STQ_SECOND_MOMENT, values + 1, count);

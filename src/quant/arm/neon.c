@@ -98,10 +98,17 @@ INLINE vint vi_shift_left_each(vint x, vint bits) { return vshlq_u32(x, vreinter
 
 INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) { return vsubq_u32(x, vcgtq_f32(a, b)); }
 
+typedef char word_lanes; /* vi_words needs no constants */
+
+INLINE word_lanes make_word_lanes(void) { return 0; }
+INLINE vint vi_larger_magnitude(vint x, vfloat y) { return vi_larger(x, vi_magnitude(y)); }
+INLINE vint vi_keep(vint x) { return x; }
+
 INLINE vint vi_pair_numbers(void) { return vi_lane_numbers(); }
 
 /* The 4 random words of pairs 2 half and 2 half + 1, each in a lane. */
-INLINE vint vi_words(vint pairs, int half) {
+INLINE vint vi_words(vint pairs, int half, word_lanes lanes) {
+    (void)lanes;
     uint16x8_t words = vreinterpretq_u16_u32(pairs);
     return vmovl_u16(half ? vget_high_u16(words) : vget_low_u16(words));
 }
@@ -114,6 +121,24 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
 }
 
 /* ---- planes ---- */
+
+/* Constants of the encoding: none here. */
+typedef struct coder {
+    char none;
+} coder;
+
+INLINE coder make_coder(uint32_t offset, uint32_t bits) {
+    (void)offset, (void)bits;
+    return (coder){0};
+}
+
+INLINE vfloat one_with_sign(const coder *constants, vfloat x) {
+    (void)constants;
+    return vf_copy_sign(vf_all(1.0f), x);
+}
+
+/* Where code i of a block lies before pack. */
+INLINE uint32_t code_place(uint32_t i) { return i; }
 
 /* 8 bytes of nibbles, or 4 of pairs, to 16 codes. */
 INLINE uint8x16_t spread_nibbles(const uint8_t *base) {
@@ -155,8 +180,9 @@ INLINE void unpack(uint8_t *codes, const stq_planes planes, int64_t block, const
 }
 
 /* 128 codes to the planes of a block. A code's bits lie at `offset` of its byte; the other bits may be anything. */
-INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const uint32_t bits,
-                 const uint32_t offset) {
+INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const coder *constants,
+                 const uint32_t bits, const uint32_t offset) {
+    (void)constants;
     const uint32_t extra = bits - stq_base_bits(bits);
     const uint8_t shift = (uint8_t)(offset + extra);
     const uint8x16_t fifteen = vdupq_n_u8(15), three = vdupq_n_u8(3);
@@ -202,7 +228,11 @@ typedef struct m_source {
     vint offset;
 } m_source;
 
-INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset) {
+typedef const float *m_levels;
+
+INLINE m_levels load_levels(const float *levels) { return levels; }
+
+INLINE m_source make_m_source(float scale, m_levels levels, uint32_t offset) {
     (void)levels;
     return (m_source){vf_all(scale), vi_all(offset)};
 }
@@ -235,7 +265,8 @@ INLINE uint8x16_t upper_halves(vint a, vint b) {
 
 /* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: bit 23 is inverted.
  */
-INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+INLINE void store_sign_codes(uint8_t *codes, const coder *constants, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+    (void)constants;
     uint8x16_t first = upper_halves(vi_bits(t0), vi_bits(t1)), second = upper_halves(vi_bits(t2), vi_bits(t3));
     uint8x16_t sign = vdupq_n_u8(0x80);
     uint8x16_t low = vshrq_n_u8(veorq_u8(vuzp1q_u8(first, second), sign), 1);
@@ -243,7 +274,9 @@ INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vf
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. */
-INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
+INLINE void store_third_bytes(uint8_t *codes, const coder *constants, vint a, vint b, vint c, vint d, uint32_t subtract,
+                              const bool small) {
+    (void)constants;
     (void)small;
     uint8x16_t bytes = vuzp1q_u8(upper_halves(a, b), upper_halves(c, d));
     vst1q_u8(codes, vsubq_u8(bytes, vdupq_n_u8((uint8_t)subtract)));

@@ -124,10 +124,17 @@ INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) {
     return _mm256_sub_epi32(x, vi_bits(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
 }
 
+typedef char word_lanes; /* vi_words needs no constants */
+
+INLINE word_lanes make_word_lanes(void) { return 0; }
+INLINE vint vi_larger_magnitude(vint x, vfloat y) { return vi_larger(x, vi_magnitude(y)); }
+INLINE vint vi_keep(vint x) { return x; }
+
 INLINE vint vi_pair_numbers(void) { return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7); }
 
 /* The 8 random words of pairs 4 half .. 4 half + 3, each in a lane. */
-INLINE vint vi_words(vint pairs, int half) {
+INLINE vint vi_words(vint pairs, int half, word_lanes lanes) {
+    (void)lanes;
     return half ? _mm256_unpackhi_epi16(pairs, _mm256_setzero_si256())
                 : _mm256_unpacklo_epi16(pairs, _mm256_setzero_si256());
 }
@@ -145,6 +152,24 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
 }
 
 /* ---- planes ---- */
+
+/* Constants of the encoding: none here. */
+typedef struct coder {
+    char none;
+} coder;
+
+INLINE coder make_coder(uint32_t offset, uint32_t bits) {
+    (void)offset, (void)bits;
+    return (coder){0};
+}
+
+INLINE vfloat one_with_sign(const coder *constants, vfloat x) {
+    (void)constants;
+    return vf_copy_sign(vf_all(1.0f), x);
+}
+
+/* Where code i of a block lies before pack. */
+INLINE uint32_t code_place(uint32_t i) { return i; }
 
 INLINE vint load_bytes(const uint8_t *from) { return _mm256_loadu_si256((const __m256i *)(const void *)from); }
 
@@ -240,8 +265,9 @@ INLINE vint join_pairs(const uint8_t *codes, uint32_t shift) {
 }
 
 /* 128 codes to the planes of a block. A code's bits lie at `offset` of its byte; the other bits may be anything. */
-INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const uint32_t bits,
-                 const uint32_t offset) {
+INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const coder *constants,
+                 const uint32_t bits, const uint32_t offset) {
+    (void)constants;
     const uint32_t extra = bits - stq_base_bits(bits);
     const uint32_t shift = offset + extra;
     if (bits >= 4) {
@@ -295,7 +321,11 @@ INLINE vint level_bytes(const float *levels, vfloat scales, int first) {
     return _mm256_shuffle_epi8(vi_bits(vf_multiply(some, scales)), bytewise);
 }
 
-INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset) {
+typedef const float *m_levels;
+
+INLINE m_levels load_levels(const float *levels) { return levels; }
+
+INLINE m_source make_m_source(float scale, m_levels levels, uint32_t offset) {
     m_source source = {.scales = vf_all(scale), .offset = vi_all(offset)};
     vint even = level_bytes(levels, source.scales, 0), odd = level_bytes(levels, source.scales, 4);
     vint lower = _mm256_unpacklo_epi32(even, odd), upper = _mm256_unpackhi_epi32(even, odd);
@@ -368,12 +398,15 @@ INLINE vint sign_codes(vfloat a, vfloat b) {
     return _mm256_maddubs_epi16(words, _mm256_set1_epi16(0x0201));
 }
 
-INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+INLINE void store_sign_codes(uint8_t *codes, const coder *constants, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+    (void)constants;
     store_bytes(codes, in_order(_mm256_packus_epi16(sign_codes(t0, t1), sign_codes(t2, t3))));
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. If `small`, bits 16 to 31 minus `subtract` are a byte. */
-INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
+INLINE void store_third_bytes(uint8_t *codes, const coder *constants, vint a, vint b, vint c, vint d, uint32_t subtract,
+                              const bool small) {
+    (void)constants;
     const vint bytes = _mm256_set1_epi16(0xff), less = _mm256_set1_epi16((short)subtract);
     vint ab = _mm256_sub_epi16(_mm256_packus_epi32(vi_shift_right(a, 16), vi_shift_right(b, 16)), less);
     vint cd = _mm256_sub_epi16(_mm256_packus_epi32(vi_shift_right(c, 16), vi_shift_right(d, 16)), less);

@@ -12,9 +12,11 @@
 STQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,bmi,bmi2,lzcnt")
 
 #define LANES 16
-#define NARROW_BITS 5      /* codes that two registers of 16 entries decode */
-#define GROUP 1            /* vectors that are decoded together */
-#define LOOKS_UP_NIBBLES 1 /* has m_of_nibbles and v_of_nibbles */
+#define NARROW_BITS 5     /* codes that two registers of 16 entries decode */
+#define GROUP 1           /* vectors that are decoded together */
+#define LOOKS_UP_PLANES 1 /* has m_of_nibbles, v_of_nibbles, m_of_fives and v_of_fives */
+#define REDUCES_CHUNKS 1  /* has vi_keep_ranges and vi_reduce_eight instead of vi_reduce */
+#define SKIPS_NOT_A_NUMBER 1
 
 typedef __m512 vfloat;
 typedef __m512i vint;
@@ -121,40 +123,128 @@ INLINE vint vi_add_where_larger(vint x, vfloat a, vfloat b) {
 
 INLINE vint vi_pair_numbers(void) { return vi_lane_numbers(); }
 
-/* The 16 random words of pairs 8 half .. 8 half + 7, each in a lane. */
-INLINE vint vi_words(vint pairs, int half) {
-    vint low_words = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    vint index = half ? _mm512_add_epi32(low_words, _mm512_set1_epi32(16)) : low_words;
-    return _mm512_maskz_permutexvar_epi16(0x55555555u, index, pairs);
+/* x, of which the compiler does not know that it is a constant: a loop keeps it in its register. */
+INLINE vint vi_keep(vint x) {
+    __asm__("" : "+v"(x));
+    return x;
 }
 
-/* The largest of the lanes of a and b, the smallest of c. The three go through the tree together. */
-INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *largest_b, uint32_t *lowest_c) {
-    vint ones = vi_all(UINT32_MAX);
-    vint inverse = _mm512_xor_si512(c, ones);
-    vint ab = vi_larger(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    vint cc = vi_larger(_mm512_unpacklo_epi32(inverse, inverse), _mm512_unpackhi_epi32(inverse, inverse));
-    vint abc = vi_larger(_mm512_unpacklo_epi64(ab, cc), _mm512_unpackhi_epi64(ab, cc));
-    __m256i eight = _mm256_max_epu32(_mm512_castsi512_si256(abc), _mm512_extracti64x4_epi64(abc, 1));
-    __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    *largest_a = (uint32_t)_mm_cvtsi128_si32(four);
-    *largest_b = (uint32_t)_mm_extract_epi32(four, 1);
-    *lowest_c = ~(uint32_t)_mm_extract_epi32(four, 2);
+INLINE __mmask64 keep_mask(__mmask64 mask) {
+    __asm__("" : "+k"(mask));
+    return mask;
+}
+
+typedef __mmask32 word_lanes; /* every second word */
+
+INLINE word_lanes make_word_lanes(void) { return (word_lanes)keep_mask(0x55555555u); }
+
+/* The 16 random words of pairs 8 half .. 8 half + 7, each in a lane. */
+INLINE vint vi_words(vint pairs, int half, word_lanes lanes) {
+    vint low_words = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    vint index = half ? _mm512_add_epi32(low_words, _mm512_set1_epi32(16)) : low_words;
+    return _mm512_maskz_permutexvar_epi16(lanes, index, pairs);
+}
+
+/* The larger of a magnitude, as bits, and that of y; the other one where one is not a number. */
+INLINE vint vi_larger_magnitude(vint x, vfloat y) {
+    return vi_bits(_mm512_range_ps(vf_from_bits(x), y, 0x0b)); /* the larger magnitude without a sign */
+}
+
+/* Whether one of the first eight lanes is at least `limit`. */
+INLINE bool vi_any_of_eight(vint x, uint32_t limit) { return (_mm512_cmpge_epu32_mask(x, vi_all(limit)) & 0xff) != 0; }
+
+/* The larger of the even and the odd halves of 128 bits of a, then of b; the smaller ones. */
+INLINE vint larger_quarters(vint a, vint b) {
+    return vi_larger(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+INLINE vint smaller_quarters(vint a, vint b) {
+    return vi_smaller(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+/* Of a block the largest of a and of b, and the smallest of c, are found by vi_reduce_eight, together with those of
+ * seven other blocks: `room` has a's and b's by turns, in 16 words, and c in 16 more. */
+INLINE void vi_keep_ranges(uint32_t *room, vint a, vint b, vint c) {
+    vi_store(room, vi_larger(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)));
+    vi_store(room + 16, c);
+}
+
+/* Two blocks' words of vi_keep_ranges: in 128 bits a and b of the first and of the second; c of either by turns. */
+INLINE vint largest_of_two(const uint32_t *room) {
+    vint x = vi_load(room), y = vi_load(room + 32);
+    return vi_larger(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y));
+}
+
+INLINE vint lowest_of_two(const uint32_t *room) {
+    vint x = vi_load(room + 16), y = vi_load(room + 48);
+    return vi_smaller(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+}
+
+INLINE vint lowest_of_four(const uint32_t *room) {
+    vint x = lowest_of_two(room), y = lowest_of_two(room + 64);
+    return vi_smaller(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y));
+}
+
+INLINE void vi_reduce_eight(const uint32_t *room, uint32_t *largest_a, uint32_t *largest_b, uint32_t *lowest_c) {
+    const vint apart = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    vint ab = larger_quarters(larger_quarters(largest_of_two(room), largest_of_two(room + 64)),
+                              larger_quarters(largest_of_two(room + 128), largest_of_two(room + 192)));
+    vint c = smaller_quarters(lowest_of_four(room), lowest_of_four(room + 128));
+    ab = _mm512_permutexvar_epi32(apart, ab);
+    c = smaller_quarters(c, c);
+    _mm256_store_si256((__m256i *)(void *)largest_a, _mm512_castsi512_si256(ab));
+    _mm256_store_si256((__m256i *)(void *)largest_b, _mm512_extracti64x4_epi64(ab, 1));
+    _mm256_store_si256((__m256i *)(void *)lowest_c, _mm512_castsi512_si256(c));
 }
 
 /* ---- planes ---- */
 
-/* The even bytes of two vectors, in order; the odd bytes. */
-INLINE vint even_numbers(void) {
-    return _mm512_set_epi8(126, 124, 122, 120, 118, 116, 114, 112, 110, 108, 106, 104, 102, 100, 98, 96, 94, 92, 90, 88,
-                           86, 84, 82, 80, 78, 76, 74, 72, 70, 68, 66, 64, 62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42,
-                           40, 38, 36, 34, 32, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+/*
+ * Codes before pack: of each 64 dword i holds lane i of the first, third, second and fourth vector, as masked byte
+ * shuffles leave them.
+ */
+INLINE uint32_t code_place(uint32_t i) {
+    uint32_t vector = i / 16 % 4;
+    return i / 64 * 64 + i % 16 * 4 + (vector >> 1 | (vector & 1) << 1);
 }
 
-INLINE vint even_bytes(vint a, vint b) { return _mm512_permutex2var_epi8(a, even_numbers(), b); }
+/* Constants of the encoding, which a loop over blocks keeps in registers. */
+typedef struct coder {
+    vint one, sign;              /* of the first moment */
+    vint upper;                  /* the upper half of each dword, for its lower half */
+    vint swap;                   /* the bytes of each word */
+    vint sign_bits;              /* of a code byte those that come from the upper byte */
+    vint values;                 /* 64 codes in the order of values */
+    vint nibbles;                /* bytes of two nibbles in the order of values */
+    vint lower_nibble;           /* the lower four bits of each byte */
+    vint lowest;                 /* the bit of each code byte that the first plane after the base holds */
+    __mmask64 halves, even, odd; /* lower halves of dwords; even and odd bytes */
+} coder;
 
-INLINE vint odd_bytes(vint a, vint b) {
-    return _mm512_permutex2var_epi8(a, _mm512_or_si512(even_numbers(), _mm512_set1_epi8(1)), b);
+INLINE coder make_coder(uint32_t offset, uint32_t bits) {
+    const vint values =
+        _mm512_set_epi8(63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 61, 57, 53, 49, 45, 41, 37, 33,
+                        29, 25, 21, 17, 13, 9, 5, 1, 62, 58, 54, 50, 46, 42, 38, 34, 30, 26, 22, 18, 14, 10, 6, 2, 60,
+                        56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
+    const vint nibbles =
+        _mm512_set_epi8(63, 59, 47, 43, 31, 27, 15, 11, 61, 57, 45, 41, 29, 25, 13, 9, 62, 58, 46, 42, 30, 26, 14, 10,
+                        60, 56, 44, 40, 28, 24, 12, 8, 55, 51, 39, 35, 23, 19, 7, 3, 53, 49, 37, 33, 21, 17, 5, 1, 54,
+                        50, 38, 34, 22, 18, 6, 2, 52, 48, 36, 32, 20, 16, 4, 0);
+    uint32_t extra = bits - stq_base_bits(bits);
+    return (coder){
+        .one = vi_keep(vi_all(STQ_ONE_BITS)),
+        .sign = vi_keep(vi_all(0x80000000u)),
+        .upper = vi_keep(_mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302)),
+        .swap = vi_keep(_mm512_set4_epi32(0x0e0f0c0d, 0x0a0b0809, 0x06070405, 0x02030001)),
+        .sign_bits = vi_keep(_mm512_set1_epi8((char)0xc0)),
+        .values = vi_keep(values),
+        .nibbles = vi_keep(nibbles),
+        .lower_nibble = vi_keep(_mm512_set1_epi8(15)),
+        .lowest = vi_keep(_mm512_set1_epi8((char)(1u << (offset + extra) >> 1))),
+        .halves = keep_mask(0x3333333333333333u),
+        .even = keep_mask(0x5555555555555555u),
+        .odd = keep_mask(0xaaaaaaaaaaaaaaaau),
+    };
 }
 
 INLINE vint load_bytes(const void *from) { return _mm512_loadu_si512(from); }
@@ -186,31 +276,43 @@ INLINE void unpack(uint8_t *codes, const stq_planes planes, int64_t block, const
     }
 }
 
+/*
+ * The base plane of 4 bits. Codes of even lanes come together with those of odd ones, which lie in the next dword, so
+ * that only the joined nibbles have to be put in the order of values.
+ */
+INLINE void pack_nibbles(uint8_t *base, vint first, vint second, const coder *constants, const uint32_t shift) {
+    vfloat a = vf_from_bits(first), b = vf_from_bits(second);
+    vint even = _mm512_srli_epi16(vi_bits(_mm512_shuffle_ps(a, b, 0x88)), shift);
+    vint odd = _mm512_slli_epi16(vi_bits(_mm512_shuffle_ps(a, b, 0xdd)), 4 - shift);
+    vint joined = _mm512_ternarylogic_epi32(even, odd, constants->lower_nibble, 0xe4); /* c ? a : b, bit by bit */
+    _mm512_storeu_si512(base, _mm512_permutexvar_epi8(constants->nibbles, joined));
+}
+
+INLINE void pack_pairs(uint8_t *base, vint codes, const uint32_t shift) {
+    vint pairs = _mm512_and_si512(_mm512_srli_epi16(codes, shift), _mm512_set1_epi8(3));
+    pairs = _mm512_maddubs_epi16(pairs, _mm512_set1_epi16(0x0401));
+    pairs = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
+    _mm_storeu_si128((__m128i *)(void *)base, _mm512_cvtepi32_epi8(pairs));
+}
+
 /* 128 codes to the planes of a block. A code's bits lie at `offset` of its byte; the other bits may be anything. */
-INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const uint32_t bits,
-                 const uint32_t offset) {
+INLINE void pack(const stq_planes planes, int64_t block, const uint8_t *codes, const coder *constants,
+                 const uint32_t bits, const uint32_t offset) {
     const uint32_t extra = bits - stq_base_bits(bits);
     const uint32_t shift = offset + extra;
     vint x[2] = {load_bytes(codes), load_bytes(codes + 64)};
-    if (bits >= 4) {
-        vint low = _mm512_srli_epi16(even_bytes(x[0], x[1]), shift);
-        vint high = _mm512_slli_epi16(odd_bytes(x[0], x[1]), 4 - shift);
-        vint base = _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(15), 0xe4); /* c ? a : b, bit by bit */
-        _mm512_storeu_si512(planes.base + block * (STQ_BLOCK / 2), base);
-    } else {
-        for (int half = 0; half < 2; half++) {
-            vint pairs = _mm512_and_si512(_mm512_srli_epi16(x[half], shift), _mm512_set1_epi8(3));
-            pairs = _mm512_maddubs_epi16(pairs, _mm512_set1_epi16(0x0401));
-            pairs = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00100001));
-            _mm_storeu_si128((__m128i *)(void *)(planes.base + block * (STQ_BLOCK / 4) + 16 * half),
-                             _mm512_cvtepi32_epi8(pairs));
-        }
-    }
-    for (uint32_t plane = 0; plane < extra; plane++)
-        for (int half = 0; half < 2; half++) {
-            uint64_t mask = _mm512_test_epi8_mask(x[half], _mm512_set1_epi8((char)(1 << (shift - 1 - plane))));
+    if (bits >= 4)
+        pack_nibbles(planes.base + block * (STQ_BLOCK / 2), x[0], x[1], constants, shift);
+    for (int half = 0; half < 2 && (bits < 4 || extra > 0); half++) {
+        vint ordered = _mm512_permutexvar_epi8(constants->values, x[half]);
+        if (bits < 4)
+            pack_pairs(planes.base + block * (STQ_BLOCK / 4) + 16 * half, ordered, shift);
+        for (uint32_t plane = 0; plane < extra; plane++) {
+            vint bit = plane == 0 ? constants->lowest : _mm512_set1_epi8((char)(1 << (shift - 1 - plane)));
+            uint64_t mask = _mm512_test_epi8_mask(ordered, bit);
             memcpy(planes.bit[plane] + block * (STQ_BLOCK / 8) + 8 * half, &mask, sizeof mask);
         }
+    }
 }
 
 #include "quant/decode_template.h"
@@ -227,10 +329,15 @@ typedef struct m_source {
     vint offset;
 } m_source;
 
-INLINE m_source make_m_source(float scale, const float *levels, uint32_t offset) {
+typedef struct m_levels {
+    vfloat low, high; /* relative to the scale */
+} m_levels;
+
+INLINE m_levels load_levels(const float *levels) { return (m_levels){vf_load(levels), vf_load(levels + 16)}; }
+
+INLINE m_source make_m_source(float scale, m_levels levels, uint32_t offset) {
     vfloat scales = vf_all(scale);
-    return (m_source){vf_multiply(vf_load(levels), scales), vf_multiply(vf_load(levels + 16), scales), scales,
-                      vi_all(offset)};
+    return (m_source){vf_multiply(levels.low, scales), vf_multiply(levels.high, scales), scales, vi_all(offset)};
 }
 
 INLINE void m_values(vfloat *to, const m_source *source, const uint8_t *codes, const bool narrow) {
@@ -241,7 +348,7 @@ INLINE void m_values(vfloat *to, const m_source *source, const uint8_t *codes, c
 
 /*
  * 16 values of 4-bit codes out of 8 bytes of the plane. The 64 bits go to all lanes; each takes 8 of them from its code
- * on, of which the look-up heeds the lowest 4. Every second entry of the table for 5 bits belongs to a code of 4.
+ * on, of which the look-up heeds the lowest 4. The codes are not aligned: the tables' lower halves hold all 16 values.
  */
 INLINE vint nibbles(const uint8_t *from) {
     const vint places = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
@@ -250,13 +357,46 @@ INLINE vint nibbles(const uint8_t *from) {
     return shifted;
 }
 
-INLINE vfloat even_entries(vfloat low, vfloat high) {
+/* The levels of even codes of 5 bits, which are those of 4 bits too, and of odd ones. */
+INLINE m_levels levels_apart(m_levels levels) {
     const vint even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return _mm512_permutex2var_ps(low, even, high);
+    return (m_levels){_mm512_permutex2var_ps(levels.low, even, levels.high),
+                      _mm512_permutex2var_ps(levels.low, _mm512_or_si512(even, vi_all(1)), levels.high)};
 }
 
 INLINE vfloat m_of_nibbles(const m_source *source, const uint8_t *from) {
-    return _mm512_permutexvar_ps(nibbles(from), even_entries(source->low, source->high));
+    return _mm512_permutexvar_ps(nibbles(from), source->low);
+}
+
+/*
+ * Where 64 values of 5-bit codes, from value `first` of the block on, are in a table of the even codes' values and
+ * after them the odd ones': four bits of the base plane's and a fifth of the bit plane's. Bytes of the base plane go
+ * first to where their two values' lanes are, one for each of eight vectors; of four vectors the places are bytes of a
+ * dword.
+ */
+INLINE void places_of_fives(vint to[4], const uint8_t *base, const uint8_t *bit, int first) {
+    const vint lanes =
+        _mm512_set_epi8(63, 55, 47, 39, 31, 23, 15, 7, 62, 54, 46, 38, 30, 22, 14, 6, 61, 53, 45, 37, 29, 21, 13, 5, 60,
+                        52, 44, 36, 28, 20, 12, 4, 59, 51, 43, 35, 27, 19, 11, 3, 58, 50, 42, 34, 26, 18, 10, 2, 57, 49,
+                        41, 33, 25, 17, 9, 1, 56, 48, 40, 32, 24, 16, 8, 0);
+    const vint nibble = first == 0 ? _mm512_set1_epi64(0x1c140c0418100800) : _mm512_set1_epi64(0x3c342c2438302820);
+    const vint fifth = /* bit 16 k + i of vector k's lane i to bit 4 */
+        _mm512_add_epi8(_mm512_set1_epi32(0x2c1c0cfc), _mm512_mullo_epi32(vi_lane_numbers(), vi_all(0x01010101)));
+    vint x = _mm512_multishift_epi64_epi8(nibble, _mm512_permutexvar_epi8(lanes, load_bytes(base)));
+    vint shifted; /* as in nibbles */
+    __asm__("vpmultishiftqb %1%{1to8%}, %2, %0" : "=v"(shifted) : "m"(*(const uint8_t(*)[8])bit), "v"(fifth));
+    x = _mm512_ternarylogic_epi32(x, shifted, _mm512_set1_epi8(15), 0xe4);
+    to[0] = x;
+    to[1] = vi_shift_right(x, 8);
+    to[2] = vi_shift_right(x, 16);
+    to[3] = vi_shift_right(x, 24);
+}
+
+INLINE void m_of_fives(vfloat to[4], const m_source *source, const uint8_t *base, const uint8_t *bit, int first) {
+    vint places[4];
+    places_of_fives(places, base, bit, first);
+    for (int k = 0; k < 4; k++)
+        to[k] = _mm512_permutex2var_ps(source->low, places[k], source->high);
 }
 
 typedef struct v_source {
@@ -268,8 +408,9 @@ typedef struct v_source {
 INLINE v_source make_v_source(uint32_t low, uint32_t shift, uint32_t first) {
     vint lows = vi_all(low), firsts = vi_all(first), codes = vi_lane_numbers();
     vcount count = vi_count((int)shift);
-    return (v_source){v_by_arithmetic(codes, lows, count, firsts),
-                      v_by_arithmetic(vi_add(codes, vi_all(16)), lows, count, firsts), lows, firsts, count};
+    vint upper = vi_shift_left_by(vi_add(codes, vi_all(16)), count); /* none of these stands for 0 */
+    return (v_source){v_by_arithmetic(codes, lows, count, firsts), vf_from_bits(vi_add(lows, upper)), lows, firsts,
+                      count};
 }
 
 INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, const bool narrow) {
@@ -278,57 +419,65 @@ INLINE void v_values(vfloat *to, const v_source *source, const uint8_t *codes, c
                    : v_by_arithmetic(code, source->lows, source->shift, source->first);
 }
 
+/* The nodes of even codes and of odd ones. */
+INLINE v_source v_source_apart(const v_source *source) {
+    vint codes = vi_add(vi_lane_numbers(), vi_lane_numbers());
+    vint odd = vi_add(source->lows, vi_shift_left_by(vi_add(codes, vi_all(1)), source->shift));
+    return (v_source){v_by_arithmetic(codes, source->lows, source->shift, source->first), vf_from_bits(odd),
+                      source->lows, source->first, source->shift};
+}
+
+INLINE void v_of_fives(vfloat to[4], const v_source *source, const uint8_t *base, const uint8_t *bit, int first) {
+    vint places[4];
+    places_of_fives(places, base, bit, first);
+    for (int k = 0; k < 4; k++)
+        to[k] = _mm512_permutex2var_ps(source->low, places[k], source->high);
+}
+
 INLINE vfloat v_of_nibbles(const v_source *source, const uint8_t *from) {
-    return _mm512_permutexvar_ps(nibbles(from), even_entries(source->low, source->high));
+    return _mm512_permutexvar_ps(nibbles(from), source->low);
 }
 
 /* ---- values to codes ---- */
 
 /*
  * Bytes of four vectors go together by byte shuffles into one of them under a mask: one operation of Intel's port 5
- * each, where a permutation of two vectors' bytes or half-words is three. So dword i holds lane i of the first, third,
- * second and fourth; the last permutation puts them in order.
+ * each, where a permutation of two vectors' bytes or half-words is three. The order that this leaves is code_place.
  */
-INLINE vint in_order(vint dwords) {
-    const vint order =
-        _mm512_set_epi8(63, 59, 55, 51, 47, 43, 39, 35, 31, 27, 23, 19, 15, 11, 7, 3, 61, 57, 53, 49, 45, 41, 37, 33,
-                        29, 25, 21, 17, 13, 9, 5, 1, 62, 58, 54, 50, 46, 42, 38, 34, 30, 26, 22, 18, 14, 10, 6, 2, 60,
-                        56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
-    return _mm512_permutexvar_epi8(order, dwords);
-}
 
 /* Of each dword the upper half of x below that of y. */
-INLINE vint upper_halves(vint x, vint y) {
-    const vint down = _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302);
-    return _mm512_mask_shuffle_epi8(y, 0x3333333333333333u, x, down);
+INLINE vint upper_halves(vint x, vint y, const coder *constants) {
+    return _mm512_mask_shuffle_epi8(y, constants->halves, x, constants->upper);
 }
 
-INLINE vint swap_bytes(void) { return _mm512_set4_epi32(0x0e0f0c0d, 0x0a0b0809, 0x06070405, 0x02030001); }
-
 /* Of each word the lower byte of x below that of y; the upper ones. */
-INLINE vint lower_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(x, 0xaaaaaaaaaaaaaaaau, y, swap_bytes()); }
-INLINE vint upper_bytes(vint x, vint y) { return _mm512_mask_shuffle_epi8(y, 0x5555555555555555u, x, swap_bytes()); }
+INLINE vint lower_bytes(vint x, vint y, const coder *constants) {
+    return _mm512_mask_shuffle_epi8(x, constants->odd, y, constants->swap);
+}
+
+INLINE vint upper_bytes(vint x, vint y, const coder *constants) {
+    return _mm512_mask_shuffle_epi8(y, constants->even, x, constants->swap);
+}
+
+INLINE vfloat one_with_sign(const coder *constants, vfloat x) {
+    return vf_from_bits(_mm512_ternarylogic_epi32(vi_bits(x), constants->sign, constants->one, 0xea)); /* a & b | c */
+}
 
 /* Of each +-t (1 <= t < 4) the sign and, below it, bits 23 .. 17 of the bits of t minus those of 1: the inverse of bit
- * 23, which bit 30 is, and bits 22 .. 17. x and y are the upper halves of two vectors each. */
-INLINE void store_sign_halves(uint8_t *codes, vint x, vint y) {
-    vint low = _mm512_srli_epi16(lower_bytes(x, y), 1);
-    vint bytes = _mm512_ternarylogic_epi32(upper_bytes(x, y), low, _mm512_set1_epi8((char)0xc0), 0xe4);
-    _mm512_store_si512(codes, in_order(bytes));
+ * 23, which bit 30 is, and bits 22 .. 17. */
+INLINE void store_sign_codes(uint8_t *codes, const coder *constants, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
+    vint x = upper_halves(vi_bits(t0), vi_bits(t1), constants), y = upper_halves(vi_bits(t2), vi_bits(t3), constants);
+    vint low = _mm512_srli_epi16(lower_bytes(x, y, constants), 1);
+    vint bytes = _mm512_ternarylogic_epi32(upper_bytes(x, y, constants), low, constants->sign_bits, 0xe4);
+    _mm512_store_si512(codes, bytes);
 }
 
 /* Bits 16 to 23 of each lane, minus `subtract`. */
-INLINE void store_third_halves(uint8_t *codes, vint x, vint y, uint32_t subtract) {
-    _mm512_store_si512(codes, _mm512_sub_epi8(in_order(lower_bytes(x, y)), _mm512_set1_epi8((char)subtract)));
-}
-
-INLINE void store_sign_codes(uint8_t *codes, vfloat t0, vfloat t1, vfloat t2, vfloat t3) {
-    store_sign_halves(codes, upper_halves(vi_bits(t0), vi_bits(t1)), upper_halves(vi_bits(t2), vi_bits(t3)));
-}
-
-INLINE void store_third_bytes(uint8_t *codes, vint a, vint b, vint c, vint d, uint32_t subtract, const bool small) {
+INLINE void store_third_bytes(uint8_t *codes, const coder *constants, vint a, vint b, vint c, vint d, uint32_t subtract,
+                              const bool small) {
     (void)small;
-    store_third_halves(codes, upper_halves(a, b), upper_halves(c, d), subtract);
+    vint x = upper_halves(a, b, constants), y = upper_halves(c, d, constants);
+    _mm512_store_si512(codes, _mm512_sub_epi8(lower_bytes(x, y, constants), _mm512_set1_epi8((char)subtract)));
 }
 
 #include "quant/kernel_template.h"
