@@ -9,8 +9,15 @@
  * or floats, a shared v from floats that are those of this step already. */
 enum { NARROW_CODES, WIDE_CODES, NIBBLES, FIVES, FLOATS, SHARED };
 
-/* How many vectors of old moments are made together. */
-INLINE int group_of(const int kind) { return kind == FIVES ? 4 : GROUP; }
+/* How many vectors of old moments are made together, and at most. */
+enum { MOST_TOGETHER = 4 };
+_Static_assert(GROUP <= MOST_TOGETHER, "advance_block has room for so many");
+INLINE int group_of(const int kind) {
+    int group = GROUP;
+    if (kind == FIVES)
+        group = MOST_TOGETHER;
+    return group;
+}
 
 /* What all blocks of an item share. */
 typedef struct rates {
@@ -164,8 +171,7 @@ INLINE void advance_parameter(float *parameter, vfloat ratio, const rates *c) {
 INLINE void advance_block(workspace *work, int block, float *parameter, const float *gradient, const rates *c,
                           const old_moments *old, const mixer *mix, const int m_kind, const int v_kind) {
     float *m_floats = work->m[block], *v_floats = work->v[block];
-    enum { MOST = GROUP > 4 ? GROUP : 4 };
-    vfloat m_group[MOST], v_group[MOST], last_m = c->decay, root = c->decay, ratio = c->decay;
+    vfloat m_group[MOST_TOGETHER], v_group[MOST_TOGETHER], last_m = c->decay, root = c->decay, ratio = c->decay;
     vint m_largest = vi_all(0), v_largest = vi_all(0), v_lowest = vi_all(0);
     UNROLL
     for (int i = 0; i < STQ_BLOCK; i += LANES) {
