@@ -104,7 +104,15 @@ def five():
     for seed in (4, 5):
         for model in (GPT, VIT):
             runs += [float32(model, seed)] + ours(model, adaptive(RD, 3.5), (seed,)) + ours(model, adaptive(RD, 5.0), (seed,))
-        runs += ours(GPT, fixed(4, 4), (seed,)) + peer(GPT, "torchao4", (seed,))
+        runs += ours(GPT, adaptive(RD, 3.0), (seed,)) + ours(GPT, fixed(4, 4), (seed,)) + peer(GPT, "torchao4", (seed,))
+    return runs
+
+
+def large():
+    """Two seeds of the larger model, in float32 and at the two caps."""
+    runs = []
+    for seed in (1, 2):
+        runs += [float32(LARGE, seed)] + ours(LARGE, adaptive(RD, 5.0), (seed,)) + ours(LARGE, adaptive(RD, 3.5), (seed,))
     return runs
 
 
@@ -124,7 +132,7 @@ PLANS = {
     "seeds": lambda: seeds(GPT) + seeds(VIT),
     "peers": lambda: peer(GPT, "torchao4") + ours(GPT, fixed(4, 4)) + peer(GPT, "bitsandbytes8"),
     "beta2": lambda: [float32(GPT, seed, beta2=0.999) for seed in SEEDS],
-    "large": lambda: [float32(LARGE, 1)],
+    "large": large,
     "continued": lambda: continued(GPT, SEEDS),
     "headline": headline,
     "adaptive": adaptive_list,
