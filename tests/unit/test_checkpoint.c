@@ -211,19 +211,24 @@ static void test_ranks(void **state) {
         remove_folder(folders[i]);
 }
 
+/* Opens a model, trains it for `steps` and saves it as the checkpoint of step STEPS in `folder`. */
+static void open_saved(model *m, int steps, const char *folder) {
+    stq_adamw_config config = model_config(STQ_POLICY_ZONES, 5.0);
+    model_open(m, &config);
+    model_run(m, 0, steps);
+    stq_saver *saver = open_saver(folder, 0);
+    assert_ok(model_save(m, saver, STEPS));
+    stq_saver_close(saver);
+}
+
 /* A rank that dies between its part and the publication: anyone may publish. */
 static void test_publish_later(void **state) {
     (void)state;
-    stq_adamw_config config = model_config(STQ_POLICY_ZONES, 5.0);
     char from[64], to[64];
     model whole;
     make_folder(from);
     make_folder(to);
-    model_open(&whole, &config);
-    model_run(&whole, 0, 3);
-    stq_saver *saver = open_saver(from, 0);
-    assert_ok(model_save(&whole, saver, STEPS));
-    stq_saver_close(saver);
+    open_saved(&whole, 3, from);
     bool published;
     save_rank(&whole, from, to, 0, 2, 5, &published);
     assert_false(published);
@@ -252,16 +257,11 @@ static void test_publish_later(void **state) {
 static void test_publish_at_once(void **state) {
     (void)state;
     enum { PUBLISHERS = 4, TIMES = 100 };
-    stq_adamw_config config = model_config(STQ_POLICY_ZONES, 5.0);
     char from[64], to[64];
     model whole;
     make_folder(from);
     make_folder(to);
-    model_open(&whole, &config);
-    model_run(&whole, 0, 1);
-    stq_saver *saver = open_saver(from, 0);
-    assert_ok(model_save(&whole, saver, STEPS));
-    stq_saver_close(saver);
+    open_saved(&whole, 1, from);
     char *published_folder = text_of("%s/step-%08d", to, STEPS);
     for (int i = 0; i < TIMES; i++) {
         bool published;
