@@ -3,36 +3,22 @@
 #ifndef HOSTILE_MODE_H
 #define HOSTILE_MODE_H
 
-#include <stdint.h>
+#include "common/float_mode.h"
 
+/* Subnormals flushed, rounding upwards: bits of the register that float_mode.h saves. */
 #if defined(__x86_64__)
-#include <xmmintrin.h>
+#define HOSTILE_BITS UINT64_C(0xc040)
+#elif defined(__aarch64__)
+#define HOSTILE_BITS (UINT64_C(1) << 24 | UINT64_C(1) << 22)
+#else
+#define HOSTILE_BITS UINT64_C(0)
 #endif
 
-/* As a host may have it: subnormals flushed, rounding upwards. Returns the mode before. */
+/* As a host may have it. Returns the mode before, for stq_float_mode_restore(). */
 static inline uint64_t hostile_mode(void) {
-#if defined(__x86_64__)
-    unsigned saved = _mm_getcsr();
-    _mm_setcsr(saved | 0xc040u);
+    uint64_t saved = stq_float_mode_set();
+    stq_float_mode_restore(saved | HOSTILE_BITS);
     return saved;
-#elif defined(__aarch64__)
-    uint64_t saved;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved | 1u << 24 | 1u << 22) : "memory");
-    return saved;
-#else
-    return 0;
-#endif
-}
-
-static inline void usual_mode(uint64_t saved) {
-#if defined(__x86_64__)
-    _mm_setcsr((unsigned)saved);
-#elif defined(__aarch64__)
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved) : "memory");
-#else
-    (void)saved;
-#endif
 }
 
 #endif

@@ -132,7 +132,7 @@ static bool step_case_run(const stq_kernels *kernels, const step_case *which, ui
         uint64_t mode = hostile_mode();
         kernels->step(&item, &coefficients, 0, STEP_CASE_BLOCKS / 3);
         kernels->step(&item, &coefficients, STEP_CASE_BLOCKS / 3, STEP_CASE_BLOCKS);
-        usual_mode(mode);
+        stq_float_mode_restore(mode);
         if (t == digest_steps[done]) {
             digests[done] = digest_planes(digest_planes(STEP_CASE_DIGEST, &item.m_out), &item.v_out);
             digests[done] = step_case_digest(digests[done], a.parameter, a.parameter_bytes);

@@ -32,9 +32,9 @@ static void become_usual(void) {
     {
         int i = omp_get_thread_num();
         kept_modes[i] = same_mode(hostile_mode(), hostile);
-        usual_mode(saved_modes[i]);
+        stq_float_mode_restore(saved_modes[i]);
     }
-    usual_mode(saved_mode);
+    stq_float_mode_restore(saved_mode);
     assert_true(kept);
     for (int i = 0; i < THREADS; i++)
         assert_true(kept_modes[i]);
