@@ -153,23 +153,7 @@ INLINE void vi_reduce(vint a, vint b, vint c, uint32_t *largest_a, uint32_t *lar
 
 /* ---- planes ---- */
 
-/* Constants of the encoding: none here. */
-typedef struct coder {
-    char none;
-} coder;
-
-INLINE coder make_coder(uint32_t offset, uint32_t bits) {
-    (void)offset, (void)bits;
-    return (coder){0};
-}
-
-INLINE vfloat one_with_sign(const coder *constants, vfloat x) {
-    (void)constants;
-    return vf_copy_sign(vf_all(1.0f), x);
-}
-
-/* Where code i of a block lies before pack. */
-INLINE uint32_t code_place(uint32_t i) { return i; }
+#include "quant/coder_template.h"
 
 INLINE vint load_bytes(const uint8_t *from) { return _mm256_loadu_si256((const __m256i *)(const void *)from); }
 
